@@ -1,0 +1,329 @@
+"""The composition root of a worker: the one place that names concrete adapters, and where everything is started and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Coroutine
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from faust.contrib.asgi import bind_to_running_loop
+from prometheus_client import CollectorRegistry, start_http_server
+
+from agents import topics
+from agents.backends.openai import OpenAIBackend
+from agents.cache import CacheFollower
+from agents.clock import monotonic_s
+from agents.connection import wait_for_brokers
+from agents.control import ControlApp, new_control_app
+from agents.dispatch import DispatchLoop
+from agents.faust_app import new_app
+from agents.finished import FinishedFollower
+from agents.intake import LaneIntake
+from agents.logs import get_logger
+from agents.metrics import WorkerMetrics
+from agents.producing import DurableProducer
+from agents.snapshots import Snapshots, process_identity
+from agents.transport import App
+from schemas.progress import WorkerSnapshot
+from schemas.topics import Lane
+from streams.brokertime import BrokerClock
+from streams.caching import AnswerCache, CacheIndex
+from streams.dispatcher import Dispatcher
+from streams.fleet import Fleet
+from streams.ports import Backend
+from streams.settings import Settings
+
+DEFAULT_METRICS_PORT = 8401
+SESSION_S = 6.0
+DRAIN_S = 25.0
+_STOP_APPS_S = 10.0
+_TICK_S = 1.0
+_FLEET_TICK_S = 0.5
+_PROBE_UP_S, _PROBE_DOWN_S = 2.0, 0.5
+# Queue sizes and fetch bounds per lane: little for lanes whose backlog is large, all that came for the most urgent.
+_BUFFERS = {Lane.CRITICAL: 4096, Lane.HIGH: 1024, Lane.NORMAL: 1024, Lane.LOW: 1024}
+_MOST_RECORDS = {Lane.CRITICAL: None, Lane.HIGH: 500, Lane.NORMAL: 500, Lane.LOW: 500}
+
+log = get_logger(__name__)
+
+
+class TopicsDiffer(RuntimeError):
+    """The cluster's topics are not what the catalogue says; run `triage topics apply`."""
+
+
+class WorkerCrashed(RuntimeError):
+    """A part of the worker ended by itself; its supervisor is to start it again."""
+
+
+class Worker:
+    """One worker process: a Faust app per lane, the control app, the Dispatcher and its shell, all in one event loop."""
+
+    def __init__(
+        self, settings: Settings, *, datadir: Path, session_s: float = SESSION_S, drain_s: float = DRAIN_S
+    ) -> None:
+        self._settings, self._kafka, self._names = settings, settings.kafka, settings.kafka.names
+        self._datadir, self._session_s, self._drain_s = datadir, session_s, drain_s
+        self._host, self._pid = process_identity()
+        self.id = f"{self._host}-{self._pid}-{secrets.token_hex(2)}"
+        self.registry = CollectorRegistry()
+        self.metrics_port: int | None = None
+        self._metrics = WorkerMetrics(self.registry)
+        self._clock = BrokerClock()
+        self._fleet = Fleet(settings.gpus.stale_after_s, settings.pressure)
+        self._cache = AnswerCache(settings.cache.max_entries, settings.cache.max_bytes)
+        self._is_draining = False
+        self._background: list[asyncio.Task[None]] = []
+        self._crash: asyncio.Future[None] | None = None
+        self._down: dict[str, asyncio.Event] = {row.name: asyncio.Event() for row in settings.backends}
+        self._intakes: list[LaneIntake] = []
+        self._dispatch: DispatchLoop | None = None
+
+    async def run(self, stop: asyncio.Event, *, ready: asyncio.Event | None = None) -> None:
+        """Serve until `stop` is set, then drain: finish running calls, commit, leave the groups.
+
+        Raises: TopicsDiffer before anything was taken in; WorkerCrashed.
+        """
+        self._crash = asyncio.get_running_loop().create_future()
+        await wait_for_brokers(self._kafka, log=log, stop=stop)
+        if stop.is_set():
+            return
+        await self._verify_topics()
+        await self._build()
+        try:
+            await self._start()
+            log.info("worker ready", worker=self.id, metrics_port=self.metrics_port)
+            if ready is not None:
+                ready.set()
+            await self._until(stop)
+        finally:
+            await self._end()
+
+    async def _verify_topics(self) -> None:
+        found = await topics.verify(self._kafka)
+        if found:
+            rows = "; ".join(f"{row.topic}: {row.what} is {row.found}, wanted {row.wanted}" for row in found[:3])
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise TopicsDiffer(f"Topics differ from the catalogue ({rows}{more}): run `triage topics apply`.")
+
+    async def _build(self) -> None:
+        client_id = f"triage-worker-{self.id}"
+        self._producer = DurableProducer(
+            self._kafka,
+            client_id=client_id,
+            on_appended=self._appended,
+            on_replaced=self._metrics.producer_replaced.inc,
+        )
+        await self._producer.start()
+        self._snapshots = Snapshots(self._producer, self._names.workers, self.id, self._describe)
+        await self._snapshots.send()
+        batch_numbers = count(1)
+        short = self.id.rsplit("-", 2)[1]
+        dispatcher = Dispatcher(
+            self._settings,
+            self._clock,
+            self._fleet,
+            self._cache,
+            new_batch_id=lambda: f"b-{short}-{next(batch_numbers)}",
+        )
+        self._backends: dict[str, Backend] = {row.name: OpenAIBackend(row) for row in self._settings.backends}
+        self._finished = FinishedFollower(self._kafka, client_id=client_id)
+        self._dispatch = DispatchLoop(
+            dispatcher,
+            self._backends,
+            self._producer,
+            self._finished.index,
+            self._names,
+            worker=self.id,
+            metrics=self._metrics,
+            on_backend_down=lambda name: self._down[name].set(),
+        )
+        cache = self._settings.cache
+        index = CacheIndex(cache.max_entries, cache.max_bytes, self._kafka.partitions)
+        self._cache_follower = CacheFollower(self._kafka, self._cache, index, client_id=client_id)
+        self._intakes = [self._new_intake(lane) for lane in Lane]
+        self._control: ControlApp = new_control_app(
+            self._kafka, index, datadir=self._datadir, session_s=self._session_s
+        )
+
+    def _new_intake(self, lane: Lane) -> LaneIntake:
+        assert self._dispatch is not None
+        app = new_app(
+            self._names.group(lane.value),
+            self._kafka,
+            datadir=self._datadir,
+            session_s=self._session_s,
+            buffer_size=_BUFFERS[lane],
+            most_records=_MOST_RECORDS[lane],
+        )
+        self._metrics.window_s[lane].set(self._settings.lanes[lane].window_ms / 1000)
+        return LaneIntake(
+            lane,
+            app,
+            self._names.requests(lane),
+            clock=self._clock,
+            receiver=self._dispatch,
+            finished=self._finished,
+            metrics=self._metrics,
+        )
+
+    @property
+    def _apps(self) -> list[App]:
+        return [*(intake.app for intake in self._intakes), self._control.app]
+
+    async def _start(self) -> None:
+        self._serve_metrics()
+        self._watch(self._finished.run(), "results reader")
+        self._watch(self._cache_follower.run(), "cache reader")
+        for name, backend in self._backends.items():
+            self._watch(self._probe(name, backend), f"probe of {name}")
+        for app in self._apps:
+            bind_to_running_loop(app)
+            app.finalize()
+        # In parallel: one after another, each would wait for its own join of its group.
+        await asyncio.gather(*(app.maybe_start() for app in self._apps))
+        for app in self._apps:
+            self._watch(app.wait_until_stopped(), f"app {app.conf.id}")
+        self._watch(self._tick(), "ticker")
+        self._watch(self._follow_fleet(), "GPU reader")
+
+    def _serve_metrics(self) -> None:
+        settings = self._settings.metrics
+        port = DEFAULT_METRICS_PORT if settings.port is None else settings.port
+        server, _ = start_http_server(port, settings.host, self.registry)
+        self._metrics_server = server
+        self.metrics_port = server.server_port
+
+    async def _until(self, stop: asyncio.Event) -> None:
+        assert self._crash is not None
+        stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+        await asyncio.wait([stopped, self._crash], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if self._crash.done():
+            self._crash.result()
+
+    async def _end(self) -> None:
+        """Take nothing more in, finish what runs, commit, leave the groups; bounded at every step."""
+        self._is_draining = True
+        assert self._dispatch is not None
+        for intake in self._intakes:
+            intake.close()
+            self._dispatch.withdraw(intake, running=False)
+        drained = await self._dispatch.drain(self._drain_s)
+        log.info("drained" if drained else "drain time is up; what still runs goes to the next worker", worker=self.id)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop_apps(), _STOP_APPS_S)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._dispatch.close()
+        for backend in self._backends.values():
+            await backend.close()
+        if drained:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self._snapshots.retract(), _TICK_S)
+        await self._producer.stop()
+        self._metrics_server.shutdown()
+        self._metrics_server.server_close()
+
+    async def _stop_apps(self) -> None:
+        for result in await asyncio.gather(*(app.stop() for app in self._apps), return_exceptions=True):
+            if isinstance(result, BaseException):
+                log.warning("an app did not stop cleanly", error=type(result).__name__)
+
+    # What runs beside the apps
+
+    def _watch(self, work: Coroutine[Any, Any, Any], what: str) -> None:
+        """Run `work` for as long as the worker lives; that it ends by itself is a crash."""
+
+        async def watched() -> None:
+            reason = "ended"
+            try:
+                await work
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - said once, by the crash
+                reason = f"{type(error).__name__}: {error}"
+            if not self._is_draining and self._crash is not None and not self._crash.done():
+                self._crash.set_exception(WorkerCrashed(f"{what} {reason}"))
+
+        self._background.append(asyncio.create_task(watched()))
+
+    async def _probe(self, name: str, backend: Backend) -> None:
+        """Look at a backend again and again, at once when a call says that it is down."""
+        assert self._dispatch is not None
+        dispatcher = self._dispatch.dispatcher
+        was_up: bool | None = None
+        while True:
+            self._down[name].clear()
+            probe = await backend.probe()
+            self._dispatch.perform(dispatcher.probed(name, probe, now_s=monotonic_s()))
+            self._metrics.backend_up.labels(name).set(probe.up)
+            if probe.up is not was_up:
+                log.info("backend up" if probe.up else "backend down", backend=name, reason=probe.reason)
+                was_up = probe.up
+            if probe.up:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._down[name].wait(), _PROBE_UP_S)
+            else:
+                await asyncio.sleep(_PROBE_DOWN_S)
+
+    async def _follow_fleet(self) -> None:
+        assert self._dispatch is not None
+        while True:
+            now_s = monotonic_s()
+            now_ms = self._clock.ms(now_s)
+            for sample, appended_ms in self._control.gpu_samples():
+                change = self._fleet.observe(sample, now_s=now_s, age_s=(now_ms - appended_ms) / 1000)
+                if change is not None:
+                    log.info("GPU pressure changed", gpu=sample.gpu.uuid, cause=str(change))
+                    self._dispatch.kick()
+            await asyncio.sleep(_FLEET_TICK_S)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self._measure()
+            await self._snapshots.tick()
+
+    def _measure(self) -> None:
+        assert self._dispatch is not None
+        dispatcher, now_s, metrics = self._dispatch.dispatcher, monotonic_s(), self._metrics
+        for lane in Lane:
+            metrics.waiting[lane].set(dispatcher.waiting(lane))
+            metrics.oldest_wait_s[lane].set(dispatcher.oldest_wait_s(lane, now_s))
+        for state in dispatcher.backends.values():
+            metrics.in_flight.labels(state.name).set(state.busy)
+            metrics.backend_limit.labels(state.name).set(state.limit)
+            metrics.backend_failure_ratio.labels(state.name).set(state.failure_ratio)
+            for model, latency_s in state.latency_s.items():
+                metrics.backend_latency_s.labels(state.name, model).set(latency_s)
+        for gpu, level in self._fleet.levels(now_s=now_s).items():
+            if level is None:
+                with contextlib.suppress(KeyError):
+                    metrics.gpu_pressure.remove(gpu)
+            else:
+                metrics.gpu_pressure.labels(gpu).set(int(level))
+
+    def _appended(self, appended_ms: int) -> None:
+        self._clock.observe(appended_ms, now_s=monotonic_s())
+
+    def _describe(self) -> WorkerSnapshot:
+        dispatcher = self._dispatch.dispatcher if self._dispatch is not None else None
+        return WorkerSnapshot(
+            worker=self.id,
+            host=self._host,
+            pid=self._pid,
+            at_ms=self._clock.ms(monotonic_s()) if self._clock.is_set else 0,
+            draining=self._is_draining,
+            waiting={lane.value: dispatcher.waiting(lane) for lane in Lane} if dispatcher else {},
+            in_flight=[task.task_id for task in dispatcher.running] if dispatcher else [],
+            fetched_through={
+                f"{intake.topic}/{partition}": offset
+                for intake in self._intakes
+                for partition, offset in intake.fetched_through.items()
+            },
+        )

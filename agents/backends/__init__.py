@@ -1,0 +1,1 @@
+"""Model servers behind `streams.ports.Backend`."""

@@ -1,0 +1,56 @@
+"""Dead letters: a failed request's own bytes, key and headers, with why and where from beside them."""
+
+from __future__ import annotations
+
+from agents.intake import Delivery
+from agents.metrics import WorkerMetrics
+from agents.producing import DurableProducer
+from schemas import headers as names
+from schemas.result import Result
+from schemas.topics import MAX_RECORD_BYTES, TopicNames
+
+
+class DeadLetters:
+    """Writes dead letters; each is durable before the `failed` result that refers to it."""
+
+    def __init__(self, producer: DurableProducer, topics: TopicNames, metrics: WorkerMetrics) -> None:
+        self._producer, self._topics, self._metrics = producer, topics, metrics
+
+    async def write(self, delivery: Delivery, result: Result, *, attempts: int, deadline_ms: int | None) -> None:
+        """Write the dead letter of a request that failed. A value over 2 MiB goes without its bytes, with its size in a header.
+
+        Raises: ProducerClosed.
+        """
+        message = delivery.message
+        headers = [*delivery.headers, *self._headers(delivery, result, attempts, deadline_ms)]
+        value: bytes | None = message.value
+        if value is not None and len(value) > MAX_RECORD_BYTES:
+            headers.append((names.VALUE_BYTES, str(len(value)).encode()))
+            value = None
+        await self._producer.write(
+            self._topics.dead_letters, delivery.partition, key=message.key, value=value, headers=headers
+        )
+        error = result.error
+        self._metrics.dead_letters.labels(error.type.value if error else "").inc()
+
+    def _headers(
+        self, delivery: Delivery, result: Result, attempts: int, deadline_ms: int | None
+    ) -> list[tuple[str, bytes]]:
+        source, error = delivery.source, result.error
+        kind, detail = (error.type.value, error.detail) if error else ("", "")
+        rows = {
+            names.TASK_ID: result.task_id,
+            names.LANE: delivery.intake.lane.value,
+            names.ATTEMPTS: attempts,
+            names.DEADLINE_MS: deadline_ms,
+            names.APPENDED_MS: delivery.appended_ms,
+            names.SOURCE: source,
+            names.ERROR_TYPE: kind,
+            names.DLQ_TOPIC: source.topic,
+            names.DLQ_PARTITION: source.partition,
+            names.DLQ_OFFSET: source.offset,
+            names.DLQ_GROUP: self._topics.group(delivery.intake.lane.value),
+            names.DLQ_DELIVERY_COUNT: max(attempts, 1),
+            names.DLQ_MESSAGE: detail,
+        }
+        return [(name, str(text).encode()) for name, text in rows.items() if text is not None]

@@ -1,0 +1,335 @@
+"""Carries out what the Dispatcher decides: calls to backends, records to Kafka, acknowledgements."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from aiokafka.errors import ProducerClosed
+
+from agents.clock import monotonic_s
+from agents.deadletters import DeadLetters
+from agents.intake import Delivery, LaneIntake
+from agents.logs import get_logger
+from agents.metrics import WorkerMetrics
+from agents.producing import DurableProducer, RecordTooLarge
+from schemas import headers
+from schemas.cache import CacheEntry
+from schemas.codec import DecodeError, encode
+from schemas.progress import Started
+from schemas.request import DEFAULT_TENANT
+from schemas.result import ErrorType, Outcome, Result, ResultError
+from schemas.topics import Lane, TopicNames
+from streams import outcome
+from streams.dispatcher import Abort, Batch, Dispatcher, Effect, Finish, Send
+from streams.errors import BackendError, BackendProtocolError, ServingError
+from streams.outcome import FinishedIndex
+from streams.ports import Backend, Call
+from streams.task import Task, TaskKey
+
+log = get_logger(__name__)
+
+
+class InternalError(BackendError):
+    """Something went wrong inside the worker."""
+
+    type = ErrorType.INTERNAL
+
+
+class DispatchLoop:
+    """The shell around the Dispatcher, and its only writer. Runs in the worker's loop.
+
+    A task belongs to the Dispatcher until its `Finish`; from then until its result is durable and its deliveries are acknowledged it
+    belongs to `_finishing`, so that a request delivered again in between attaches to it.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        backends: Mapping[str, Backend],
+        producer: DurableProducer,
+        index: FinishedIndex,
+        names: TopicNames,
+        *,
+        worker: str,
+        metrics: WorkerMetrics,
+        on_backend_down: Callable[[str], None] = lambda _name: None,
+    ) -> None:
+        self.dispatcher = dispatcher
+        self._backends, self._producer, self._index, self._names = backends, producer, index, names
+        self._worker, self._metrics, self._on_backend_down = worker, metrics, on_backend_down
+        self._dead_letters = DeadLetters(producer, names, metrics)
+        self._finishing: dict[TaskKey, Task] = {}
+        self._calls: dict[TaskKey, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_scheduled = False
+        self._settled = asyncio.Event()
+
+    # What the intake gives (Receiver)
+
+    def accept(self, task: Task) -> None:
+        """Take a task from the intake."""
+        finishing = self._finishing.get(task.key)
+        if finishing is not None:
+            finishing.deliveries.extend(task.deliveries)
+            return
+        self._perform(self.dispatcher.accept(task, now_s=monotonic_s()))
+        self.kick()
+
+    def reject(self, delivery: Delivery, error: DecodeError, task_id: str) -> None:
+        """Give a record that is no request its outcome: dead letter, then a `failed` result, then the acknowledgement."""
+        self._spawn(self._reject(delivery, error, task_id))
+
+    def is_held(self, key: TaskKey) -> bool:
+        return self.dispatcher.holds(key) or key in self._finishing
+
+    def waiting(self, lane: Lane) -> int:
+        return self.dispatcher.waiting(lane)
+
+    def withdraw(self, intake: LaneIntake, *, running: bool) -> None:
+        """Let go of a lane's deliveries: of tasks that wait, or (`running`) of all."""
+
+        def keep(delivery: object) -> bool:
+            return not isinstance(delivery, Delivery) or delivery.intake is not intake
+
+        self.dispatcher.withdraw(keep, running=running)
+
+    def running_of(self, intake: LaneIntake) -> int:
+        """Return how many tasks of a lane run or wait for their result to be durable."""
+        tasks = [*self.dispatcher.running, *self._finishing.values()]
+        return sum(any(isinstance(d, Delivery) and d.intake is intake for d in task.deliveries) for task in tasks)
+
+    # The loop
+
+    def kick(self) -> None:
+        """Look, once in this turn of the loop, at what is due."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._step)
+
+    def _step(self) -> None:
+        self._is_scheduled = False
+        now_s = monotonic_s()
+        self._perform(self.dispatcher.step(now_s))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due_s = self.dispatcher.next_deadline_s
+        if due_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(due_s - now_s, 0.0), self.kick)
+
+    def perform(self, effects: Iterable[Effect]) -> None:
+        """Carry out effects of a change made elsewhere (a probe), and look at what is due."""
+        self._perform(effects)
+        self.kick()
+
+    def _perform(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._spawn(self._run_batch(effect.batch))
+            elif isinstance(effect, Finish):
+                self._finishing[effect.task.key] = effect.task
+                self._spawn(self._finish(effect))
+            else:
+                self._abort(effect)
+
+    def _abort(self, effect: Abort) -> None:
+        call = self._calls.pop(effect.task.key, None)
+        if call is not None:
+            call.cancel()
+
+    # A batch
+
+    async def _run_batch(self, batch: Batch) -> None:
+        tasks = list(batch.tasks)
+        self._metrics.batch_size[tasks[0].lane].observe(len(tasks))
+        self._metrics.decisions.labels(batch.reason).inc()
+        await self._announce(batch)
+        for task in tasks:
+            # Each in a task of its own, so that one can be aborted without the others.
+            if self.dispatcher.is_running(task):
+                self._calls[task.key] = self._spawn(self._call(batch, task))
+
+    async def _announce(self, batch: Batch) -> None:
+        """Send `started`, one record per partition; the calls do not wait for its acknowledgement."""
+        rows: dict[int, list[tuple[str, str, int, int]]] = {}
+        for task in batch.tasks:
+            source = task.source
+            rows.setdefault(source.partition, []).append((task.task_id, source.topic, source.offset, task.attempts))
+        at_ms = batch.tasks[0].dispatched_ms or 0
+        for partition, tasks in rows.items():
+            started = Started(batch.id, self._worker, batch.backend, tasks, at_ms)
+            await self._producer.post(self._names.progress, partition, key=batch.id.encode(), value=encode(started))
+
+    async def _call(self, batch: Batch, task: Task) -> None:
+        backend = self._backends[batch.backend]
+        state = self.dispatcher.backends[batch.backend]
+        timeout_s = min(state.settings.timeout_s, max(task.deadline_s - monotonic_s(), 0.001))
+        self._metrics.queue_wait_s[task.lane].observe((task.dispatched_s or task.accepted_s) - task.accepted_s)
+        call = Call(task.task_id, batch.model, task.request.messages, task.parameters)
+        try:
+            answer = await backend.complete(call, timeout_s=timeout_s)
+            effects = self.dispatcher.answered(task, answer, now_s=monotonic_s())
+        except ServingError as error:
+            effects = self._failed(batch, task, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the task gets an outcome
+            log.error("backend call failed inside the worker", backend=batch.backend, error=type(error).__name__)
+            effects = self._failed(batch, task, InternalError())
+        if self._calls.get(task.key) is asyncio.current_task():
+            del self._calls[task.key]
+        self.kick()
+        for effect in effects:
+            if isinstance(effect, Finish):
+                self._finishing[task.key] = task
+                await self._finish(effect)
+
+    def _failed(self, batch: Batch, task: Task, error: ServingError) -> list[Effect]:
+        log.info(
+            "call failed",
+            task_id=task.task_id,
+            backend=batch.backend,
+            error=error.type.value,
+            attempt=task.attempts,
+            detail=error.detail,
+        )
+        was_up = self.dispatcher.backends[batch.backend].up
+        effects = self.dispatcher.failed(task, error, now_s=monotonic_s())
+        if was_up and not self.dispatcher.backends[batch.backend].up:
+            self._on_backend_down(batch.backend)
+        return effects
+
+    # The end of a task
+
+    async def _finish(self, effect: Finish) -> None:
+        """Make an outcome durable, then acknowledge every delivery of its task, those that came meanwhile included."""
+        task, result = effect.task, effect.result
+        try:
+            result = await self._write(task, result, effect.cacheable)
+        except ProducerClosed:
+            return  # not acknowledged: delivered again to whoever comes next
+        self._index.observe(task.task_id, task.source, result.outcome)
+        self._finishing.pop(task.key, None)
+        for delivery in task.deliveries:
+            assert isinstance(delivery, Delivery)
+            delivery.complete()
+        self._count(task, result)
+        self._remember(task, result, effect.cacheable)
+        self._settled.set()
+
+    async def _write(self, task: Task, result: Result, cacheable: str | None) -> Result:
+        if result.outcome is Outcome.FAILED:
+            delivery = task.deliveries[0] if task.deliveries else None
+            if isinstance(delivery, Delivery):
+                await self._dead_letters.write(delivery, result, attempts=task.attempts, deadline_ms=task.deadline_ms)
+        record_headers = outcome.result_headers(result, headers.copied(task.headers), cacheable)
+        try:
+            await self._producer.write(
+                self._names.results,
+                task.source.partition,
+                key=task.task_id.encode(),
+                value=encode(result),
+                headers=record_headers,
+            )
+        except RecordTooLarge as error:
+            failed = outcome.failed(
+                task,
+                BackendProtocolError(f"the answer is too large for a result record: {error}"),
+                now_s=monotonic_s(),
+                now_ms=self.dispatcher.clock.ms(monotonic_s()),
+            )
+            return await self._write(task, replace(failed, metadata={}), None)
+        return result
+
+    async def _reject(self, delivery: Delivery, error: DecodeError, task_id: str) -> None:
+        now_ms = self.dispatcher.clock.ms(monotonic_s())
+        result = outcome.rejected(
+            task_id,
+            error.tenant or DEFAULT_TENANT,
+            delivery.intake.lane,
+            delivery.source,
+            ResultError(error.type, error.detail),
+            appended_ms=delivery.appended_ms,
+            now_ms=now_ms,
+        )
+        log.info(
+            "request rejected", lane=delivery.intake.lane.value, reason=error.type.value, source=str(delivery.source)
+        )
+        try:
+            await self._dead_letters.write(delivery, result, attempts=0, deadline_ms=None)
+            await self._producer.write(
+                self._names.results,
+                delivery.partition,
+                key=task_id.encode(),
+                value=encode(result),
+                headers=outcome.result_headers(result, headers.copied(delivery.headers), None),
+            )
+        except ProducerClosed:
+            return
+        self._index.observe(task_id, delivery.source, result.outcome)
+        delivery.complete()
+        self._metrics.results[delivery.intake.lane, result.outcome].inc()
+
+    def _count(self, task: Task, result: Result) -> None:
+        metrics = self._metrics
+        metrics.results[task.lane, result.outcome].inc()
+        metrics.end_to_end_s[task.lane].observe(max((result.timing.finished_at_ms or 0) - task.appended_ms, 0) / 1000)
+        if result.cached:
+            metrics.cache_hits.inc()
+        elif task.wants_cache and task.fingerprint is not None:
+            metrics.cache_misses.inc()
+        if result.backend is not None and result.timing.inference_ms is not None:
+            metrics.inference_s.labels(result.model or "", result.backend).observe(result.timing.inference_ms / 1000)
+        if result.usage is not None and not result.cached:
+            metrics.tokens.labels("prompt", result.model or "").inc(result.usage.prompt_tokens)
+            metrics.tokens.labels("completion", result.model or "").inc(result.usage.completion_tokens)
+
+    def _remember(self, task: Task, result: Result, cacheable: str | None) -> None:
+        """Answer from this worker's own results at once; other workers learn of them from the table."""
+        if (
+            cacheable is None
+            or task.fingerprint is None
+            or result.output is None
+            or result.outcome is not Outcome.COMPLETED
+        ):
+            return
+        finished_ms = result.timing.finished_at_ms or 0
+        entry = CacheEntry(
+            result.output, result.usage, result.model, finished_ms, finished_ms + task.cache.ttl_s * 1000, task.tenant
+        )
+        self.dispatcher.cache.put(task.fingerprint, entry, len(result.output.content or "") + 256)
+
+    # The end of the worker
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until every running call has its durable result; False when the time was up before."""
+        deadline_s = monotonic_s() + timeout_s
+        while self._calls or self._finishing or self.dispatcher.running:
+            self._settled.clear()
+            try:
+                await asyncio.wait_for(self._settled.wait(), deadline_s - monotonic_s())
+            except TimeoutError:
+                return False
+        return True
+
+    async def close(self) -> None:
+        """End what still runs; nothing of it is acknowledged."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for running in list(self._background):
+            running.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        running = asyncio.get_running_loop().create_task(work)
+        self._background.add(running)
+        running.add_done_callback(self._ended)
+        return running
+
+    def _ended(self, running: asyncio.Task[Any]) -> None:
+        self._background.discard(running)
+        self._settled.set()
+        if not running.cancelled() and (error := running.exception()) is not None:
+            log.error("work ended with an error", error=type(error).__name__, detail=str(error))

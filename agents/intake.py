@@ -1,0 +1,252 @@
+"""Intake: one Faust app per lane hands each record of its topic to the dispatcher, and acknowledges in offset order.
+
+The agent is thin, and no exception leaves it: an event that is never acknowledged holds its partition for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from faust.types import TP
+
+from agents.clock import monotonic_s
+from agents.logs import get_logger
+from agents.metrics import WorkerMetrics
+from agents.transport import App
+from schemas.codec import DecodeError, decode_request
+from schemas.headers import Headers
+from schemas.ids import made_id
+from schemas.request import DEFAULT_TENANT, CachePolicy
+from schemas.result import ErrorType, Source
+from schemas.topics import Lane
+from streams.acks import InOrderAcks
+from streams.brokertime import BrokerClock
+from streams.cost import cost_tokens
+from streams.deadlines import deadline_ms
+from streams.errors import RequestError
+from streams.task import Task, TaskKey, effective_parameters, fingerprint_of
+
+# Offsets between the oldest unfinished and the newest fetched request of a partition: bounds what a kill -9 delivers again.
+MOST_SPAN = 512
+# Tasks a lane may hold that are not dispatched; beyond it the lane stops fetching and its backlog stays in Kafka.
+MOST_WAITING = {Lane.CRITICAL: 2048, Lane.HIGH: 1024, Lane.NORMAL: 512, Lane.LOW: 256}
+REVOKE_DRAIN_S = 3.0
+_NO_GENERATION = -1
+
+log = get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """One delivery of a lane record, to be completed once its task's outcome is durable."""
+
+    intake: LaneIntake
+    partition: int
+    offset: int
+    generation: int
+    message: Any
+
+    @property
+    def headers(self) -> Headers:
+        return self.message.headers or ()
+
+    @property
+    def source(self) -> Source:
+        return Source(self.message.topic, self.partition, self.offset)
+
+    @property
+    def appended_ms(self) -> int:
+        return int(self.message.timestamp * 1000 + 0.5)
+
+    def complete(self) -> None:
+        self.intake.complete(self)
+
+
+class Receiver(Protocol):
+    """Who takes what the intake read: the dispatch loop."""
+
+    def accept(self, task: Task) -> None: ...
+    def reject(self, delivery: Delivery, error: DecodeError, task_id: str) -> None: ...
+    def is_held(self, key: TaskKey) -> bool: ...
+    def waiting(self, lane: Lane) -> int: ...
+    def withdraw(self, intake: LaneIntake, *, running: bool) -> None: ...
+    def running_of(self, intake: LaneIntake) -> int: ...
+
+
+class Finished(Protocol):
+    """What is known of tasks that have an outcome already."""
+
+    def is_caught_up(self, lane: Lane, partition: int) -> bool: ...
+    async def caught_up(self, lane: Lane, partition: int) -> None: ...
+    def is_finished(self, task_id: str, partition: int) -> bool: ...
+    def follow(self, lane: Lane, partitions: Iterable[int]) -> None: ...
+    def committed(self, topic: str, partition: int, offset: int) -> None: ...
+
+
+class LaneIntake:
+    """Owns a lane's deliveries from Faust's stream until they are acknowledged. Runs in the worker's loop only."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        app: App,
+        topic: str,
+        *,
+        clock: BrokerClock,
+        receiver: Receiver,
+        finished: Finished,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self.lane, self.app, self.topic = lane, app, topic
+        self._clock, self._receiver, self._finished, self._metrics = clock, receiver, finished, metrics
+        self._acks: dict[int, InOrderAcks[Any]] = defaultdict(InOrderAcks)
+        self._generation = _NO_GENERATION
+        self._changed = asyncio.Event()
+        self.is_closed = False
+        self.partitions: set[int] = set()
+        self.fetched_through: dict[int, int] = {}
+        app.observer = self
+        channel = app.topic(topic, key_serializer="raw", value_serializer="raw", allow_empty=True)
+        app.agent(channel, name=f"intake-{lane.value}")(self._consume)
+
+    async def _consume(self, stream: Any) -> None:
+        async for event in stream.noack().events():
+            try:
+                await self._admit(event)
+            except Exception as error:  # noqa: BLE001 - an exception here would lose the event and restart the agent
+                log.error("intake failed", lane=self.lane.value, error=type(error).__name__, detail=str(error))
+
+    async def _admit(self, event: Any) -> None:
+        message = event.message
+        generation = message.generation_id
+        if self.is_closed or generation != self._generation or generation != self.app.consumer_generation_id:
+            return  # not acknowledged: the partition's next owner gets it
+        delivery = Delivery(self, message.partition, message.offset, generation, message)
+        self._acks[message.partition].add(message.offset, event)
+        self.fetched_through[message.partition] = message.offset
+        if not self._finished.is_caught_up(self.lane, message.partition):
+            await self._finished.caught_up(self.lane, message.partition)
+            if generation != self._generation:
+                return
+        self._take(delivery)
+        await self._room(message.partition, generation)
+
+    def _take(self, delivery: Delivery) -> None:
+        """Decode a record and hand it over; what cannot be read is rejected, what has an outcome is completed."""
+        message, source = delivery.message, delivery.source
+        task_id = made_id(self.lane, source.partition, source.offset)
+        try:
+            request = decode_request(message.value)
+            task_id = request.task_id or task_id
+            due_ms = deadline_ms(request, delivery.appended_ms)
+        except DecodeError as error:
+            self._reject(delivery, error, error.task_id or task_id)
+            return
+        except RequestError as error:
+            self._reject(delivery, DecodeError(error.type, error.detail, tenant=request.tenant), task_id)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever a record does to us, it gets an outcome
+            log.error("request not understood", lane=self.lane.value, error=type(error).__name__)
+            self._reject(delivery, DecodeError(ErrorType.INTERNAL, "the request could not be handled"), task_id)
+            return
+        key = (task_id, source.partition)
+        if self._finished.is_finished(*key):
+            self._metrics.redelivered[self.lane].inc()
+            delivery.complete()
+            return
+        if self._receiver.is_held(key):
+            self._metrics.redelivered[self.lane].inc()
+        else:
+            self._metrics.accepted[self.lane].inc()
+        now_s = monotonic_s()
+        parameters = effective_parameters(request)
+        max_tokens = parameters["max_tokens"]
+        task = Task(
+            task_id=task_id,
+            lane=self.lane,
+            tenant=request.tenant or DEFAULT_TENANT,
+            request=request,
+            sources=[source],
+            deliveries=[delivery],
+            headers=delivery.headers,
+            appended_ms=delivery.appended_ms,
+            deadline_ms=due_ms,
+            accepted_ms=self._clock.ms(now_s),
+            accepted_s=now_s,
+            deadline_s=self._clock.monotonic_s(due_ms, now_s=now_s),
+            cost_tokens=cost_tokens(request.messages, max_tokens if isinstance(max_tokens, int) else 0),
+            parameters=parameters,
+            cache=request.cache or CachePolicy(),
+        )
+        if task.fills_cache:
+            task.fingerprint = fingerprint_of(request, parameters)
+        self._receiver.accept(task)
+
+    def _reject(self, delivery: Delivery, error: DecodeError, task_id: str) -> None:
+        self._metrics.rejected.labels(error.type.value).inc()
+        if self._finished.is_finished(task_id, delivery.partition):
+            delivery.complete()
+        else:
+            self._receiver.reject(delivery, error, task_id)
+
+    async def _room(self, partition: int, generation: int) -> None:
+        """Wait until the partition's span and the lane's bound leave room: the backlog stays in Kafka."""
+        acks = self._acks[partition]
+        while generation == self._generation and not self.is_closed:
+            if acks.span < MOST_SPAN and self._receiver.waiting(self.lane) < MOST_WAITING[self.lane]:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    def complete(self, delivery: Delivery) -> None:
+        """Acknowledge what may be acknowledged now that this delivery is done. A delivery of an old generation changes nothing."""
+        if delivery.generation != self._generation:
+            return
+        for event in self._acks[delivery.partition].complete(delivery.offset):
+            event.ack()
+        self.wake()
+
+    def wake(self) -> None:
+        """Look again whether there is room."""
+        self._changed.set()
+
+    def close(self) -> None:
+        """Take nothing more in; what arrives is left to the next owner."""
+        self.is_closed = True
+        self.wake()
+
+    # PartitionsObserver
+
+    async def revoking(self, partitions: set[TP]) -> None:
+        self._receiver.withdraw(self, running=False)
+        deadline_s = monotonic_s() + REVOKE_DRAIN_S
+        while self._receiver.running_of(self) and (left_s := deadline_s - monotonic_s()) > 0:
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), left_s)
+            except TimeoutError:
+                break
+        # What is acknowledged by now is committed next; an acknowledgement after that would be committed for a generation that is over.
+        self._generation = _NO_GENERATION
+
+    async def assigned(self, partitions: set[TP], generation: int) -> None:
+        self._receiver.withdraw(self, running=True)
+        self._acks.clear()
+        self.fetched_through.clear()
+        self._generation = generation
+        self.partitions = {tp.partition for tp in partitions if tp.topic == self.topic}
+        self._metrics.rebalances[self.lane].inc()
+        log.info("partitions assigned", lane=self.lane.value, partitions=sorted(self.partitions), generation=generation)
+        self.wake()
+        self._finished.follow(self.lane, self.partitions)
+
+    def committed(self, offsets: Mapping[TP, int]) -> None:
+        for tp, offset in offsets.items():
+            self._finished.committed(tp.topic, tp.partition, offset)
+
+    def __repr__(self) -> str:
+        return f"LaneIntake({self.lane.value}, generation={self._generation}, partitions={sorted(self.partitions)})"

@@ -1,0 +1,194 @@
+"""Faust's transport, corrected: what stock faust-streaming 0.15.3 loses, this does not.
+
+Each correction has a contract test. They override private parts, so `check_versions` refuses any other release.
+What is corrected, and why, is in docs/decisions/0003-faust-corrections.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import faust
+from aiokafka.errors import KafkaError
+from aiokafka.structs import OffsetAndMetadata
+from faust import streams as faust_streams
+from faust.tables.manager import TableManager as FaustTableManager
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from agents.logs import get_logger
+
+SUPPORTED = {"faust-streaming": "0.15.3", "mode-streaming": "0.7.1", "aiokafka": "0.14.0"}
+# A burst of records is taken out of one fetch without giving the loop up for longer than this many.
+_YIELD_EVERY = 64
+
+log = get_logger(__name__)
+
+
+class UnsupportedFaust(RuntimeError):
+    """The installed Faust is not the one that the corrections were written for."""
+
+
+class PartitionsObserver(Protocol):
+    """Who must know which partitions an app owns. All calls come from the worker's own loop."""
+
+    async def revoking(self, partitions: set[TP]) -> None:
+        """The group rebalances: finish what is nearly done, then let go. What is acknowledged on return is still committed."""
+        ...
+
+    async def assigned(self, partitions: set[TP], generation: int) -> None: ...
+
+    def committed(self, offsets: Mapping[TP, int]) -> None: ...
+
+
+def check_versions() -> None:
+    """Refuse a Faust that the corrections do not fit.
+
+    Raises: UnsupportedFaust.
+    """
+    for name, wanted in SUPPORTED.items():
+        found = version(name)
+        if found != wanted:
+            raise UnsupportedFaust(f"{name} {found} is installed, {wanted} is needed: install from requirements.lock.")
+    if faust_streams._CStreamIterator is None:  # type: ignore[attr-defined]
+        # The pure-Python iterator acknowledges events that it skips after a rebalance, which loses them.
+        raise UnsupportedFaust(
+            "faust-streaming was built without its C extensions: install its wheel, and unset NO_CYTHON."
+        )
+
+
+class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """Reads committed records only, and survives a commit that fails."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        # Stock: "read_uncommitted" outside of exactly-once mode, so that aborted transactions would run.
+        consumer._isolation_level = "read_committed"
+        return consumer
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        # Stock: any error but "already rebalanced" crashes the app. A failed commit costs a redelivery, which the finished
+        # index answers; the next one covers it.
+        consumer = self._ensure_consumer()
+        mine = self.assignment()
+        wanted = {
+            driver.ensure_aiokafka_TP(tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items() if tp in mine
+        }
+        try:
+            await consumer.commit(wanted)
+        except KafkaError as error:
+            log.warning("commit failed; it will be repeated", group=self.app.conf.id, error=type(error).__name__)
+            return False
+        return True
+
+
+class Consumer(driver.Consumer):  # type: ignore[misc]
+    """Drains before it lets partitions go, and reads without a task per record."""
+
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    @property
+    def _observer(self) -> PartitionsObserver | None:
+        return getattr(self.app, "observer", None)
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        # Stock: acknowledged but uncommitted offsets are thrown away before the commit, so a scale-up repeats up to 2.8 s of work.
+        if revoked and self._observer is not None:
+            self.stop_flow()
+            self.app.flow_control.suspend()
+            self.app.flow_control.clear()
+            await self._observer.revoking(revoked)
+            await self.commit()
+        await super().on_partitions_revoked(revoked)
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        if self._observer is not None:
+            await self._observer.assigned(assigned, generation_id)
+        await super().on_partitions_assigned(assigned, generation_id)
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        done: bool = await super()._commit(offsets)
+        if done and self._observer is not None:
+            self._observer.committed(offsets)
+        return done
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        # Stock: four tasks and an `asyncio.wait` per record (`wait_first`), half of the CPU of an event. It is needed only where
+        # `callback` can block, which is when a stream's queue is full; `suspend_flow` is looked at before each record instead,
+        # and a record that was not handed over is not marked as read.
+        consumer_stopped, fetcher_stopped = self._stopped.is_set, fetcher._stopped.is_set
+        try:
+            while not (consumer_stopped() or fetcher_stopped()):
+                await asyncio.sleep(0)
+                if not self.should_stop:
+                    await self._drain_once()
+        except self.consumer_stopped_errors:
+            if not self.transport.app.should_stop:
+                raise
+        except asyncio.CancelledError:
+            if not self.transport.app.should_stop:
+                raise
+
+    async def _drain_once(self) -> None:
+        app = self.app
+        acks_enabled_for = app.topics.acks_enabled_for
+        since_yield = 0
+        async for tp, message in self.getmany(timeout=1.0):
+            since_yield += 1
+            if since_yield >= _YIELD_EVERY:
+                since_yield = 0
+                await asyncio.sleep(0)
+            offset, read = message.offset, self._read_offset[tp]
+            if read is not None and offset < read:
+                continue
+            if read and offset - read > 1 and acks_enabled_for(message.topic):
+                # Stock: the end is inclusive, so the first record after a gap (an aborted transaction's) counts as acknowledged.
+                await self._add_gap(tp, read + 1, offset - 1)
+            await self._hand_over(message)
+            if self.suspend_flow.is_set() or message.generation_id != app.consumer_generation_id:
+                return
+            self._read_offset[tp] = offset
+
+    async def _hand_over(self, message: Any) -> None:
+        """Give a record to its stream; when the stream's queue is full, wait for room or for the flow to be suspended."""
+        if self._has_room():
+            await self.callback(message)
+        else:
+            await self.wait_first(self.callback(message), self.suspend_flow.wait())
+
+    def _has_room(self) -> bool:
+        app = self.app
+        if not app.flow_control.is_active():
+            return False
+        return not any(channel.queue.full() for channel in app.topics._topics)  # type: ignore[attr-defined]
+
+
+class Transport(driver.Transport):  # type: ignore[misc]
+    """Kafka through aiokafka, with the corrected consumer."""
+
+    Consumer = Consumer
+
+
+class TableManager(FaustTableManager):  # type: ignore[misc]
+    """Starts at once; stock sleeps for a second first."""
+
+    async def on_start(self) -> None:
+        if not self.should_stop:
+            await self._update_channels()
+            await self.recovery.start()
+
+
+class App(faust.App):  # type: ignore[misc]
+    """A Faust app on the corrected transport. `observer` hears of its partitions."""
+
+    observer: PartitionsObserver | None = None
+
+    def _new_transport(self) -> Transport:
+        return Transport(self.conf.broker_consumer, self)
+
+    def _new_producer_transport(self) -> Transport:
+        return Transport(self.conf.broker_producer, self)

@@ -1,0 +1,56 @@
+"""How a verb fails: one sentence on stderr and an exit code. This is the only table from exceptions to exit codes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+OK, FAILED, USAGE, NOT_REACHABLE, NO_SUCH_TASK, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+class CommandError(Exception):
+    """A verb cannot do what was asked; the message is one sentence that says what to do."""
+
+    exit_code: ClassVar[int] = FAILED
+
+
+class Failed(CommandError):
+    """It was tried and did not work."""
+
+
+class SettingsError(CommandError):
+    """A setting or a flag is wrong."""
+
+    exit_code = USAGE
+
+
+class NotReachable(CommandError):
+    """Kafka, a gateway or a backend does not answer."""
+
+    exit_code = NOT_REACHABLE
+
+
+class NoSuchTask(CommandError):
+    """Nobody knows the task."""
+
+    exit_code = NO_SUCH_TASK
+
+
+# Exceptions of other packages whose message is already a sentence for the user; named, so that nothing is imported.
+_FOREIGN = {
+    "agents.connection.BrokersUnreachable": NOT_REACHABLE,
+    "agents.connection.CredentialsUnusable": USAGE,
+    "agents.topics.TopicsRefused": FAILED,
+    "cli.embedded.errors.EmbeddedError": FAILED,
+}
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the sentence for `error`; an exception that nobody foresaw is a failure."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, CommandError):
+        return error.exit_code, str(error)
+    for known in (f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__):
+        if known in _FOREIGN:
+            return _FOREIGN[known], str(error)
+    return FAILED, f"unexpected {type(error).__name__}: {error} (TRIAGE_DEBUG=1 shows where)"

@@ -1,0 +1,69 @@
+"""The GPU sample: one reading of one card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from schemas.request import SCHEMA_VERSION
+
+
+class GpuSource(StrEnum):
+    """Where a sample comes from."""
+
+    NVML = "nvml"
+    DCGM = "dcgm"
+    SIMULATED = "simulated"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuId:
+    """A card. `uuid` is the key and stable; `index` may change over a restart of its host."""
+
+    uuid: str
+    index: int
+    name: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process that holds memory on a card; `used_bytes` None when the driver does not say (containers, MIG)."""
+
+    pid: int
+    name: str | None
+    used_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingError:
+    """A reading that is not there, and why. Such a reading is None in its sample, never 0."""
+
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GPUMetrics:
+    """One reading of one card, in base units.
+
+    `utilization_ratio` is the share of the last moments in which any kernel ran: 1.0 is busy, not saturated.
+    `energy_joules_total` counts since the driver was loaded. `lost`: the card has fallen off; its other readings are None.
+    """
+
+    gpu: GpuId
+    source: GpuSource
+    sampled_at_ms: int
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    utilization_ratio: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    energy_joules_total: float | None = None
+    sm_clock_mhz: int | None = None
+    clock_event_reasons: list[str] = field(default_factory=list)
+    processes: list[GpuProcess] = field(default_factory=list)
+    lost: bool = False
+    errors: list[ReadingError] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION

@@ -1,0 +1,54 @@
+"""Names of the record headers of ours, and of those copied from a request into its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+Headers = Sequence[tuple[str, bytes]]
+
+CONTENT_TYPE = ("content-type", b"application/json")
+
+# On a result.
+TENANT = "triage.tenant"
+OUTCOME = "triage.outcome"
+CACHEABLE = "triage.cacheable"
+SOURCE = "triage.source"  # also on retries and dead letters
+
+# On a request, copied into its result.
+COPIED = frozenset(
+    {"traceparent", "tracestate", "correlation_id", "kafka_correlationId", "triage.batch", "triage.idempotency"}
+)
+
+# On retries and dead letters.
+TASK_ID = "triage.task_id"
+LANE = "triage.lane"
+ATTEMPTS = "triage.attempts"
+NOT_BEFORE_MS = "triage.not_before_ms"
+DEADLINE_MS = "triage.deadline_ms"
+APPENDED_MS = "triage.appended_ms"
+ERROR_TYPE = "triage.error.type"
+VALUE_BYTES = "triage.value_bytes"  # on a dead letter that goes without the bytes of its request
+
+# On dead letters: the names Kafka's own dead-letter queues use (KIP-1191).
+DLQ_TOPIC = "__dlq.errors.topic"
+DLQ_PARTITION = "__dlq.errors.partition"
+DLQ_OFFSET = "__dlq.errors.offset"
+DLQ_GROUP = "__dlq.errors.group"
+DLQ_DELIVERY_COUNT = "__dlq.errors.delivery.count"
+DLQ_MESSAGE = "__dlq.errors.message"
+
+
+def find(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
+    """Return the first header of that name as text, None when there is none or it is not text."""
+    for key, value in headers:
+        if key == name:
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                return None
+    return None
+
+
+def copied(headers: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """Return the headers of a request that its result carries too."""
+    return [(key, value) for key, value in headers if key in COPIED]

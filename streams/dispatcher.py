@@ -1,0 +1,441 @@
+"""The Dispatcher: what is sent where, and when. No I/O and no clock of its own.
+
+It owns every task from `accept` until the effect that ends it, and each task ends exactly once: in one `Finish`, or by `withdraw`
+when its partition goes to another worker. One loop owns the dispatcher and is its only writer.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import orjson
+
+from schemas.result import BatchRef, Result
+from schemas.topics import Lane
+from streams import outcome
+from streams.backends import BackendState
+from streams.batching import RouteClass, Window
+from streams.brokertime import BrokerClock
+from streams.caching import AnswerCache
+from streams.errors import BackendOverloaded, BackendUnavailable, DeadlineExpired, ServingError, UnknownModel
+from streams.fleet import Fleet
+from streams.lanes import DeficitRoundRobin
+from streams.outcome import Served
+from streams.ports import Answer, Probe
+from streams.pressure import MemoryPressureLevel
+from streams.retrying import InPlaceRetries, RetryBudget
+from streams.routing import MATRIX, Candidate, ModelDecision, Router, Want
+from streams.settings import ModelSettings, Settings
+from streams.task import Task, TaskKey
+
+_STALE_EXPIRIES = 256
+_UNSIZED = ModelSettings(name="")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Compatible tasks for one backend. A kind that takes one conversation per call gets them as concurrent calls."""
+
+    id: str
+    backend: str
+    model: str
+    tasks: Sequence[Task]
+    reason: str
+    pressure: str | None
+
+    @property
+    def tokens(self) -> int:
+        return sum(task.cost_tokens for task in self.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a batch to its backend; report each task with `answered` or `failed`."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A task has its outcome: make the result durable, then acknowledge the task's deliveries."""
+
+    task: Task
+    result: Result
+    cacheable: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Close the running call of a task that already has its outcome; its answer is not reported."""
+
+    task: Task
+
+
+Effect: TypeAlias = Send | Finish | Abort
+
+
+@dataclass(slots=True)
+class _Running:
+    task: Task
+    served: Served
+    backend: BackendState
+
+
+@dataclass
+class Dispatcher:
+    """Lanes, windows and backends behind one surface: `accept`, `step`, `answered`, `failed`, `withdraw`, and `next_deadline_s`.
+
+    `new_batch_id` names batches. All times are monotonic seconds given by the caller; broker time comes from `clock`.
+    """
+
+    settings: Settings
+    clock: BrokerClock
+    fleet: Fleet
+    cache: AnswerCache
+    new_batch_id: Callable[[], str]
+    retries: InPlaceRetries | None = None
+    next_deadline_s: float | None = None
+    backends: dict[str, BackendState] = field(default_factory=dict)
+    _windows: dict[Lane, dict[RouteClass, Window]] = field(default_factory=lambda: {lane: {} for lane in Lane})
+    _tasks: dict[TaskKey, Task] = field(default_factory=dict)
+    _waiting: dict[TaskKey, tuple[RouteClass, bytes]] = field(default_factory=dict)
+    _running: dict[TaskKey, _Running] = field(default_factory=dict)
+    _delayed: list[tuple[float, int, Task]] = field(default_factory=list)
+    _expiries: list[tuple[float, int, Task]] = field(default_factory=list)
+    _sequence: int = 0
+    _router: Router = field(default_factory=Router)
+
+    def __post_init__(self) -> None:
+        lanes = self.settings.lanes
+        reserved = {lane: lanes[lane].reserved_slots for lane in Lane if lanes[lane].reserved_slots}
+        self.backends = {row.name: BackendState(row, reserved) for row in self.settings.backends}
+        self._turns = DeficitRoundRobin({lane: lanes[lane].weight for lane in Lane})
+        self._models = {name: row for row in self.settings.models for name in (row.name, *row.aliases)}
+        self._agent_types = {agent_type for row in self.settings.models for agent_type in row.agent_types}
+        retry = self.settings.retry
+        self.retries = self.retries or InPlaceRetries(retry.enabled, RetryBudget(retry.budget_ratio))
+
+    # Intake
+
+    def accept(self, task: Task, *, now_s: float) -> list[Effect]:
+        """Take a task in. One that is held already (redelivered) gives its deliveries to it and ends with it."""
+        held = self._tasks.get(task.key)
+        if held is not None:
+            held.sources.extend(task.sources)
+            held.deliveries.extend(task.deliveries)
+            return []
+        if task.deadline_s <= now_s:
+            return [self._end(task, DeadlineExpired(), now_s)]
+        entry = (
+            self.cache.get(task.fingerprint, self.clock.ms(now_s)) if task.wants_cache and task.fingerprint else None
+        )
+        if entry is not None:
+            result = outcome.answered_from_cache(task, entry, now_s=now_s, now_ms=self.clock.ms(now_s))
+            return [Finish(task, result)]
+        if self._is_unknown_model(task):
+            return [self._end(task, UnknownModel(), now_s)]
+        self._sequence += 1
+        task.sequence = self._sequence
+        task.tries_left = self.settings.retry.in_place_tries
+        self._tasks[task.key] = task
+        self._drop_stale_expiries()
+        heapq.heappush(self._expiries, (task.deadline_s, task.sequence, task))
+        self._enqueue(task)
+        return []
+
+    def withdraw(self, keep: Callable[[object], bool], *, running: bool) -> list[Task]:
+        """Let go of deliveries for which `keep` is false: their partition is gone. Return the tasks that have none left.
+
+        Tasks that wait are given up: the next owner gets them. `running`: deliveries of running tasks are let go of too; such a task
+        goes on, its result is written all the same, and the log decides.
+        """
+        gone = []
+        for task in list(self._tasks.values()):
+            is_running = task.key in self._running
+            if is_running and not running:
+                continue
+            task.deliveries[:] = [delivery for delivery in task.deliveries if keep(delivery)]
+            if not task.deliveries and not is_running:
+                self._forget(task)
+                gone.append(task)
+        return gone
+
+    def cancel(self, key: TaskKey) -> Task | None:
+        """Drop a task that got its outcome from outside; the caller acknowledges its deliveries. None when it is not held."""
+        task = self._tasks.get(key)
+        if task is not None:
+            self._forget(task)
+        return task
+
+    # Backends
+
+    def probed(self, backend: str, probe: Probe, *, now_s: float) -> list[Effect]:
+        """Take note of a look at a backend. A model that no backend has, each having answered, ends the tasks that name it."""
+        state = self.backends[backend]
+        if probe.up or state.probe is None:
+            state.probe = probe
+        state.up = probe.up
+        unknown = [task for task in self._held_waiting() if self._is_unknown_model(task)]
+        for task in unknown:
+            self._forget(task)
+        return [self._end(task, UnknownModel(), now_s) for task in unknown]
+
+    def answered(self, task: Task, answer: Answer, *, now_s: float) -> list[Effect]:
+        """A backend answered. Ignored when the task has its outcome already."""
+        running = self._finish_call(task, latency_s=now_s - (task.dispatched_s or now_s))
+        if running is None:
+            return []
+        self._forget(task)
+        served = running.served if not answer.dropped else _with_dropped(running.served, answer.dropped)
+        result = outcome.completed(task, served, answer.output, answer.usage, now_s=now_s, now_ms=self.clock.ms(now_s))
+        return [Finish(task, result, outcome.cacheable(task, result))]
+
+    def failed(self, task: Task, error: ServingError, *, now_s: float) -> list[Effect]:
+        """A call failed: try again within this worker, or end the task. Ignored when the task has its outcome already."""
+        running = self._finish_call(task, latency_s=None)
+        if running is None:
+            return []
+        self._note_failure(running.backend, error, now_s)
+        assert self.retries is not None
+        delay_s = self.retries.delay_s(error, tries_left=task.tries_left, attempts=task.attempts)
+        if delay_s is None or now_s + delay_s >= task.deadline_s:
+            self._forget(task)
+            return [self._end(task, error, now_s, running.served)]
+        task.tries_left -= 1
+        task.dispatched_s = task.dispatched_ms = None
+        heapq.heappush(self._delayed, (now_s + delay_s, task.sequence, task))
+        return []
+
+    # Time
+
+    def step(self, now_s: float) -> list[Effect]:
+        """Return everything that is due now, and set `next_deadline_s` to when to call again (None: on the next change)."""
+        effects: list[Effect] = list(self._expire(now_s))
+        while self._delayed and self._delayed[0][0] <= now_s:
+            _, _, task = heapq.heappop(self._delayed)
+            if self._tasks.get(task.key) is task:
+                self._enqueue(task, first=True)
+        while (batch := self._next_batch(now_s)) is not None:
+            effects.append(Send(batch))
+        self.next_deadline_s = self._when_next(now_s)
+        return effects
+
+    # What is held, for snapshots and metrics
+
+    def waiting(self, lane: Lane) -> int:
+        return sum(window.waiting for window in self._windows[lane].values())
+
+    def oldest_wait_s(self, lane: Lane, now_s: float) -> float:
+        return max((now_s - task.accepted_s for window in self._windows[lane].values() for task in window), default=0.0)
+
+    @property
+    def running(self) -> list[Task]:
+        return [entry.task for entry in self._running.values()]
+
+    def is_running(self, task: Task) -> bool:
+        return task.key in self._running
+
+    def holds(self, key: TaskKey) -> bool:
+        return key in self._tasks
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __repr__(self) -> str:
+        return f"Dispatcher({len(self._tasks)} tasks, {len(self._running)} running)"
+
+    # Inside
+
+    def _enqueue(self, task: Task, *, first: bool = False) -> None:
+        agent_type = task.request.agent_type
+        route = (task.model, agent_type if agent_type in self._agent_types else None)
+        group = orjson.dumps(task.parameters, option=orjson.OPT_SORT_KEYS)
+        windows = self._windows[task.lane]
+        window = windows.get(route)
+        if window is None:
+            lane = self.settings.lanes[task.lane]
+            window = windows[route] = Window(lane.window_ms / 1000, lane.max_batch_requests, lane.max_batch_tokens)
+        self._waiting[task.key] = (route, group)
+        window.add_first(task, group) if first else window.add(task, group)
+
+    def _next_batch(self, now_s: float) -> Batch | None:
+        offers: dict[Lane, tuple[Window, bytes, ModelDecision, int]] = {}
+        for lane in Lane:
+            offer = self._offer(lane, now_s)
+            if offer is not None:
+                offers[lane] = offer
+        if not offers:
+            return None
+        lane = self._turns.pick({lane: window.head(key).cost_tokens for lane, (window, key, _, _) in offers.items()})
+        window, key, decision, free = offers[lane]
+        batch = self._launch(window.take(key, free), decision, now_s)
+        self._turns.spend(lane, batch.tokens)
+        self._tidy(lane)
+        return batch
+
+    def _offer(self, lane: Lane, now_s: float) -> tuple[Window, bytes, ModelDecision, int] | None:
+        """Return what the lane would send now: of its ready groups that a backend can take, the one that has waited longest."""
+        best: tuple[Window, bytes, ModelDecision, int] | None = None
+        candidates = self._candidates(lane, now_s) if self._windows[lane] else []
+        for route, window in self._windows[lane].items():
+            able = [c for c in candidates if c.up and c.limit > c.in_flight and _may_serve(c, route)]
+            if not able:
+                continue
+            lead_s = min((c.latency_ema_s or 0.0 for c in able), default=0.0)
+            key = window.ready(now_s, idle=any(c.in_flight == 0 for c in able), lead_s=lead_s)
+            if key is None or (best is not None and best[0].head(best[1]).sequence < window.head(key).sequence):
+                continue
+            head = window.head(key)
+            want = Want(head.model, head.request.agent_type, head.cost_tokens)
+            if lane is Lane.LOW and self._router.sheds_low(want, candidates):
+                continue
+            decision = self._router.choose(want, candidates)
+            if isinstance(decision, ModelDecision):
+                best = (window, key, decision, self._free(self.backends[decision.backend], lane, now_s))
+        return best
+
+    def _candidates(self, lane: Lane, now_s: float) -> list[Candidate]:
+        found = []
+        for state in self.backends.values():
+            pressure = self._pressure(state, now_s)
+            up = state.up and state.paused_until_s <= now_s
+            free = self._free(state, lane, now_s)
+            lost = bool(state.settings.gpus) and self.fleet.lost(state.settings.gpus, now_s=now_s)
+            for model in state.models:
+                known = self._models.get(model, _UNSIZED)
+                found.append(
+                    Candidate(
+                        backend=state.name,
+                        kind=state.settings.kind,
+                        model=model,
+                        size=known.size,
+                        in_flight=state.busy,
+                        limit=state.busy + free,
+                        latency_ema_s=state.latency_s.get(model),
+                        failure_ratio=state.failure_ratio,
+                        pressure=pressure,
+                        up=up,
+                        draining=state.draining,
+                        lost=lost,
+                        agent_types=frozenset(known.agent_types),
+                        context_tokens=known.context_tokens or (state.probe.context_tokens if state.probe else None),
+                        aliases=frozenset((known.name, *known.aliases)) if known.name else frozenset(),
+                    )
+                )
+        return found
+
+    def _pressure(self, state: BackendState, now_s: float) -> MemoryPressureLevel | None:
+        gpus = state.settings.gpus
+        if not gpus:
+            return None
+        return self.fleet.pressure_of(
+            gpus, now_s=now_s, owns_memory=state.settings.kind == "vllm", pool_bytes=state.settings.pool_bytes
+        )
+
+    def _free(self, state: BackendState, lane: Lane, now_s: float) -> int:
+        return state.free(lane, sequential=MATRIX[self._pressure(state, now_s)].sequential)
+
+    def _launch(self, tasks: list[Task], decision: ModelDecision, now_s: float) -> Batch:
+        state = self.backends[decision.backend]
+        pressure = decision.pressure.name if decision.pressure is not None else None
+        batch = Batch(self.new_batch_id(), state.name, decision.model, tasks, decision.reason, pressure)
+        served = Served(state.name, decision.model, BatchRef(batch.id, len(tasks)), decision.reason, pressure)
+        state.start(tasks[0].lane, len(tasks))
+        now_ms = self.clock.ms(now_s)
+        for task in tasks:
+            task.attempts += 1
+            task.dispatched_s, task.dispatched_ms = now_s, now_ms
+            del self._waiting[task.key]
+            self._running[task.key] = _Running(task, served, state)
+        return batch
+
+    def _finish_call(self, task: Task, latency_s: float | None) -> _Running | None:
+        running = self._running.get(task.key)
+        if running is None or running.task is not task:
+            return None
+        del self._running[task.key]
+        running.backend.finish(task.lane)
+        running.backend.observe(running.served.model, latency_s)
+        assert self.retries is not None
+        self.retries.budget.earn()
+        return running
+
+    def _note_failure(self, state: BackendState, error: ServingError, now_s: float) -> None:
+        if isinstance(error, BackendOverloaded):
+            state.pause(error.retry_after_s, now_s=now_s)
+        elif isinstance(error, BackendUnavailable):
+            state.up = False
+
+    def _end(self, task: Task, error: ServingError, now_s: float, served: Served | None = None) -> Finish:
+        result = outcome.failed(task, error, now_s=now_s, now_ms=self.clock.ms(now_s), served=served)
+        return Finish(task, result)
+
+    def _expire(self, now_s: float) -> Iterator[Effect]:
+        while self._expiries and self._expiries[0][0] <= now_s:
+            _, _, task = heapq.heappop(self._expiries)
+            if self._tasks.get(task.key) is not task:
+                continue
+            running = self._running.get(task.key)
+            self._forget(task)
+            if running is not None:
+                yield Abort(task)
+            yield self._end(task, DeadlineExpired(), now_s, running.served if running else None)
+
+    def _drop_stale_expiries(self) -> None:
+        """Keep the heap within twice what is held: most tasks end long before their deadline (71 h when none was given)."""
+        if len(self._expiries) > 2 * len(self._tasks) + _STALE_EXPIRIES:
+            self._expiries = [entry for entry in self._expiries if self._tasks.get(entry[2].key) is entry[2]]
+            heapq.heapify(self._expiries)
+
+    def _forget(self, task: Task) -> None:
+        self._tasks.pop(task.key, None)
+        place = self._waiting.pop(task.key, None)
+        if place is not None:
+            route, group = place
+            self._windows[task.lane][route].remove(task, group)
+            self._tidy(task.lane)
+        running = self._running.pop(task.key, None)
+        if running is not None:
+            running.backend.finish(task.lane)
+
+    def _tidy(self, lane: Lane) -> None:
+        """Drop empty windows, so that their number is bounded by what waits; a lane without work keeps no credit."""
+        windows = self._windows[lane]
+        for route in [route for route, window in windows.items() if not window.waiting]:
+            del windows[route]
+        if not windows:
+            self._turns.forget(lane)
+
+    def _held_waiting(self) -> Iterable[Task]:
+        return [self._tasks[key] for key in self._waiting]
+
+    def _is_unknown_model(self, task: Task) -> bool:
+        if task.model is None or task.model in self._models or not self.backends:
+            return False
+        if not all(state.has_answered or state.settings.models for state in self.backends.values()):
+            return False
+        return not any(task.model in state.models for state in self.backends.values())
+
+    def _when_next(self, now_s: float) -> float | None:
+        times = [window.next_ready_s(0.0) for windows in self._windows.values() for window in windows.values()]
+        due = [at for at in times if at is not None and at > now_s]
+        due += [state.paused_until_s for state in self.backends.values() if state.paused_until_s > now_s]
+        if self._delayed:
+            due.append(self._delayed[0][0])
+        if self._expiries:
+            due.append(self._expiries[0][0])
+        return min(due, default=None)
+
+
+def _may_serve(candidate: Candidate, route: RouteClass) -> bool:
+    model, agent_type = route
+    if model is not None:
+        return model == candidate.model or model in candidate.aliases
+    return agent_type is None or agent_type in candidate.agent_types
+
+
+def _with_dropped(served: Served, dropped: tuple[str, ...]) -> Served:
+    return Served(served.backend, served.model, served.batch, served.reason, served.pressure, dropped)
