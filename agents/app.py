@@ -95,10 +95,9 @@ class Worker:
         await self._build()
         try:
             await self._start()
-            log.info("worker ready", worker=self.id, metrics_port=self.metrics_port)
-            if ready is not None:
-                ready.set()
+            joining = asyncio.create_task(self._say_when_ready(ready))
             await self._until(stop)
+            joining.cancel()
         finally:
             await self._end()
 
@@ -189,6 +188,16 @@ class Worker:
             self._watch(app.wait_until_stopped(), f"app {app.conf.id}")
         self._watch(self._tick(), "ticker")
         self._watch(self._follow_fleet(), "GPU reader")
+
+    async def _say_when_ready(self, ready: asyncio.Event | None) -> None:
+        """Ready means: in every lane's group, with the results log read for the partitions that fell to this worker."""
+        for intake in self._intakes:
+            await intake.joined.wait()
+            for partition in intake.partitions:
+                await self._finished.caught_up(intake.lane, partition)
+        log.info("worker ready", worker=self.id, metrics_port=self.metrics_port)
+        if ready is not None:
+            ready.set()
 
     def _serve_metrics(self) -> None:
         settings = self._settings.metrics

@@ -7,8 +7,8 @@ is done. A reader without a group: it commits nothing and causes no rebalance.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
-from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -25,8 +25,10 @@ from streams.settings import KafkaSettings
 
 LOOK_BACK_MS = 5 * 60_000
 _POLL_MS = 100
-_RETRY_S = 1.0
+_RETRY_S = 0.25
 _FIRST_RECORD_TIMEOUT_S = 5.0
+# A client that lives for a moment meets "unknown topic" and "no coordinator yet" first; half a second each would delay the start.
+_QUICK = {"retry_backoff_ms": 20}
 
 log = get_logger(__name__)
 
@@ -78,7 +80,9 @@ class FinishedFollower:
     async def run(self) -> None:
         """Read until cancelled; a broker's failure is waited out."""
         while True:
-            consumer = AIOKafkaConsumer(**consumer_options(self._kafka, client_id=f"{self._client_id}-finished"))
+            consumer = AIOKafkaConsumer(
+                **consumer_options(self._kafka, client_id=f"{self._client_id}-finished") | _QUICK
+            )
             try:
                 await consumer.start()
                 await self._read(consumer)
@@ -86,6 +90,7 @@ class FinishedFollower:
                 log.warning("results log not readable; trying again", error=type(error).__name__)
                 self._asked |= {(lane, p) for lane, owned in self._owned.items() for p in owned}
                 self._positions.clear()
+                self._changed.set()
                 await asyncio.sleep(_RETRY_S)
             finally:
                 await consumer.stop()
@@ -149,42 +154,42 @@ class FinishedFollower:
 
     async def _starts(self, consumer: AIOKafkaConsumer, asked: set[tuple[Lane, int]]) -> dict[int, int]:
         """Return, per partition number, where in the results log to begin."""
+        committed = await self._committed(asked)
+        for tp, offset in committed.items():
+            self.index.commit(tp.topic, tp.partition, offset)
         first_ms: dict[int, int] = {}
-        for lane in {lane for lane, _ in asked}:
-            topic = self._names.requests(lane)
-            tps = [TopicPartition(topic, p) for of, p in asked if of is lane]
-            committed = await self._committed(lane, tps)
-            for tp, offset in committed.items():
-                self.index.commit(topic, tp.partition, offset)
-            for tp, appended_ms in (await self._first_appended_ms(committed)).items():
-                first_ms[tp.partition] = min(appended_ms, first_ms.get(tp.partition, appended_ms))
-        ends = await consumer.end_offsets([self._tp(p) for _, p in asked])
-        looked_up = {self._tp(p): ms - LOOK_BACK_MS for p, ms in first_ms.items()}
+        for tp, appended_ms in (await self._first_appended_ms(committed)).items():
+            first_ms[tp.partition] = min(appended_ms, first_ms.get(tp.partition, appended_ms))
+        ends = await consumer.end_offsets({self._tp(p) for _, p in asked})
+        looked_up = {self._tp(p): max(ms - LOOK_BACK_MS, 0) for p, ms in first_ms.items()}
         found = await consumer.offsets_for_times(looked_up) if looked_up else {}
         starts = {tp.partition: end for tp, end in ends.items()}
         starts.update({tp.partition: at.offset for tp, at in found.items() if at is not None})
         return starts
 
-    async def _committed(self, lane: Lane, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
-        """Return the next offset the lane's group reads of each partition; 0 where it never committed."""
-        admin = AIOKafkaAdminClient(**client_options(self._kafka, client_id=f"{self._client_id}-offsets"))
+    async def _committed(self, asked: set[tuple[Lane, int]]) -> dict[TopicPartition, int]:
+        """Return the next offset each lane's group reads of each partition; 0 where it never committed."""
+        admin = AIOKafkaAdminClient(**client_options(self._kafka, client_id=f"{self._client_id}-offsets") | _QUICK)
         await admin.start()
+        offsets: dict[TopicPartition, int] = {}
         try:
-            found = await admin.list_consumer_group_offsets(self._names.group(lane.value), partitions=tps)
+            for lane in {lane for lane, _ in asked}:
+                tps = [TopicPartition(self._names.requests(lane), p) for of, p in asked if of is lane]
+                found = await admin.list_consumer_group_offsets(self._names.group(lane.value), partitions=tps)
+                offsets |= {tp: max(found[tp].offset if tp in found else 0, 0) for tp in tps}
         finally:
             await admin.close()
-        return {tp: max(found[tp].offset if tp in found else 0, 0) for tp in tps}
+        return offsets
 
     async def _first_appended_ms(self, offsets: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
         """Return when the record at (or first after) each offset was appended, for partitions that have one."""
-        reader = AIOKafkaConsumer(
-            **consumer_options(self._kafka, client_id=f"{self._client_id}-first") | {"max_poll_records": 1}
-        )
+        options = consumer_options(self._kafka, client_id=f"{self._client_id}-first") | _QUICK
+        reader = AIOKafkaConsumer(**options | {"max_poll_records": 1})
         await reader.start()
         try:
             ends = await reader.end_offsets(list(offsets))
-            missing = {tp for tp, offset in offsets.items() if ends[tp] > offset}
-            return await self._first_of(reader, {tp: offsets[tp] for tp in missing}) if missing else {}
+            missing = {tp: offset for tp, offset in offsets.items() if ends[tp] > offset}
+            return await self._first_of(reader, missing) if missing else {}
         finally:
             await reader.stop()
 
@@ -195,30 +200,14 @@ class FinishedFollower:
         reader.assign(list(offsets))
         for tp, offset in offsets.items():
             reader.seek(tp, offset)
-        async with _giving_up(_FIRST_RECORD_TIMEOUT_S):
-            while len(found) < len(offsets):
-                for tp, records in (await reader.getmany(timeout_ms=_POLL_MS)).items():
-                    found[tp] = records[0].timestamp
-                    reader.pause(tp)
-        # Not seen in time (a transaction that hangs, a hole at the head): read the log from its beginning, which is always right.
+        # Not seen in time (a transaction that hangs, a hole at the head): the log is read from its beginning, which is always right.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_RECORD_TIMEOUT_S):
+                while len(found) < len(offsets):
+                    for tp, records in (await reader.getmany(timeout_ms=_POLL_MS)).items():
+                        found[tp] = records[0].timestamp
+                        reader.pause(tp)
         return {tp: found.get(tp, 0) for tp in offsets}
 
     def _tp(self, partition: int) -> TopicPartition:
         return TopicPartition(self._names.results, partition)
-
-
-class _giving_up:  # noqa: N801 - reads as a statement
-    """Leave the body silently after a time."""
-
-    def __init__(self, seconds: float) -> None:
-        self._timeout: Any = asyncio.timeout(seconds)
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, *error: Any) -> bool:
-        try:
-            await self._timeout.__aexit__(*error)
-        except TimeoutError:
-            return True
-        return False

@@ -107,6 +107,7 @@ class LaneIntake:
         self._generation = _NO_GENERATION
         self._changed = asyncio.Event()
         self.is_closed = False
+        self.joined = asyncio.Event()
         self.partitions: set[int] = set()
         self.fetched_through: dict[int, int] = {}
         app.observer = self
@@ -243,6 +244,7 @@ class LaneIntake:
         log.info("partitions assigned", lane=self.lane.value, partitions=sorted(self.partitions), generation=generation)
         self.wake()
         self._finished.follow(self.lane, self.partitions)
+        self.joined.set()
 
     def committed(self, offsets: Mapping[TP, int]) -> None:
         for tp, offset in offsets.items():

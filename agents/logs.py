@@ -28,7 +28,7 @@ Logger: TypeAlias = structlog.stdlib.BoundLogger
 _REPETITIVE = ("aiokafka", "faust", "mode")
 _SAY_EVERY_S = 10.0
 # What these say at level info belongs to debugging.
-_TALKATIVE = ("aiokafka", "httpx", "httpcore", "asyncio")
+_TALKATIVE = ("aiokafka", "faust", "mode", "httpx", "httpcore", "asyncio")
 
 _WITHHELD = "[withheld]"
 _CONTENT = frozenset(

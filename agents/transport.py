@@ -63,6 +63,8 @@ def check_versions() -> None:
 class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Reads committed records only, and survives a commit that fails."""
 
+    logger = driver.logger
+
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         # Stock: "read_uncommitted" outside of exactly-once mode, so that aborted transactions would run.
@@ -87,6 +89,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
 class Consumer(driver.Consumer):  # type: ignore[misc]
     """Drains before it lets partitions go, and reads without a task per record."""
+
+    logger = driver.logger
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -176,6 +180,8 @@ class Transport(driver.Transport):  # type: ignore[misc]
 class TableManager(FaustTableManager):  # type: ignore[misc]
     """Starts at once; stock sleeps for a second first."""
 
+    logger = driver.logger
+
     async def on_start(self) -> None:
         if not self.should_stop:
             await self._update_channels()
@@ -184,6 +190,8 @@ class TableManager(FaustTableManager):  # type: ignore[misc]
 
 class App(faust.App):  # type: ignore[misc]
     """A Faust app on the corrected transport. `observer` hears of its partitions."""
+
+    logger = driver.logger
 
     observer: PartitionsObserver | None = None
 

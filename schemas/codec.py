@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import orjson
@@ -21,6 +19,7 @@ _REGISTRY_MAGIC = 0
 _REGISTRY_PREFIX_BYTES = 5
 
 _Record = TypeVar("_Record")
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 _DESCRIBED_FAULTS = 3
 MAX_NAME_CHARACTERS = 256
 _KNOWN_NAMES = frozenset(
@@ -56,9 +55,11 @@ def decode(kind: type[_Record], value: bytes) -> _Record:
     return record
 
 
-@lru_cache(maxsize=32)
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    found = _ADAPTERS.get(kind)
+    if found is None:
+        found = _ADAPTERS[kind] = TypeAdapter(kind)
+    return found
 
 
 def decode_request(value: bytes | None) -> InferenceTask:

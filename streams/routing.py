@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from streams.pressure import MemoryPressureLevel
 
@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
 _ALL, _MEDIUM, _SMALL = frozenset(SIZES), frozenset(SIZES[:3]), frozenset(SIZES[:2])
 
-# The table "Pressure" of the design. None is an unknown level: nothing is forbidden, and its headroom lies in the middle.
+# None is an unknown level: nothing is forbidden, and its headroom lies in the middle.
 MATRIX: Mapping[MemoryPressureLevel | None, Row] = {
     None: Row(_ALL, _ALL, None, False, False, 0.5),
     MemoryPressureLevel.LOW: Row(_ALL, _ALL, "vllm", False, False, 1.0),
@@ -114,7 +114,7 @@ class NoRoute:
     permanent: bool = False
 
 
-Candidates = Sequence[Candidate]
+Candidates: TypeAlias = Sequence[Candidate]
 _Keep = Callable[[Want, Candidates], Candidates]
 _Raw = Callable[[Candidates], list[float]]
 
@@ -127,7 +127,7 @@ def _of_model(want: Want, candidates: Candidates) -> Candidates:
 
 
 def _of_agent_type(want: Want, candidates: Candidates) -> Candidates:
-    # A type that no model lists is unknown, and any model will do; so a pinned model is not refused for other models' types.
+    # A type that no model left lists is unknown, and any will do: other models' types do not refuse a pinned one.
     agent_type = want.agent_type
     if agent_type is None:
         return candidates
@@ -154,9 +154,9 @@ def _not_lost(_: Want, candidates: Candidates) -> Candidates:
 def _under_pressure(want: Want, candidates: Candidates) -> Candidates:
     """Keep the sizes that each candidate's level allows.
 
-    At CRITICAL that is the smallest size class among the candidates at CRITICAL. A pinned model has no alternative and is
-    not refused. For the same reason the smallest class left is kept where the levels would refuse every candidate:
-    otherwise a large model whose own weights fill its card to HIGH would never serve, and would again at CRITICAL.
+    At CRITICAL that is the smallest size class among the candidates at CRITICAL. A pinned model has no alternative and
+    is not refused. For the same reason the smallest class is kept where the levels would refuse every candidate:
+    otherwise a large model whose own weights fill its card to HIGH would never serve, and at CRITICAL it would again.
     """
     if want.model is not None or all(c.pressure is None or c.pressure < MemoryPressureLevel.HIGH for c in candidates):
         return candidates
@@ -306,5 +306,14 @@ def _reason(want: Want, left: Candidates, i: int, rows: Mapping[str, list[float]
     return Reason.FASTEST if latency[i] == 1.0 else Reason.BALANCE
 
 
+def matrix_row(level: MemoryPressureLevel | None) -> Row:
+    """Return what a level of pressure, or one that is not known, means."""
+    return MATRIX[level]
+
+
 def _sorted(rows: list[Considered]) -> tuple[Considered, ...]:
     return tuple(sorted(rows, key=lambda row: (row.backend, row.model)))
+
+
+choose = Router().choose
+"""Pick with the usual scorers."""

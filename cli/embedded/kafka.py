@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -188,8 +189,9 @@ class KafkaCluster:
         self._paused.discard(node)
 
     def pause(self, node: int) -> None:
-        """Freeze a node with SIGSTOP: its connections stay open and silent."""
+        """Freeze a node with SIGSTOP, and return when it is: its connections stay open and silent."""
         self._processes[node].send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._processes[node].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         self._paused.add(node)
 
     def resume(self, node: int) -> None:

@@ -69,8 +69,9 @@ async def test_should_run_beside_another_cluster(cluster: KafkaCluster) -> None:
 def test_should_freeze_and_go_on(cluster: KafkaCluster) -> None:
     state = Path(f"/proc/{cluster.pids[0]}/stat")
     cluster.pause(1)
-    assert state.read_text().split()[2] == "T"
+    frozen = state.read_text().split()[2]
     cluster.resume(1)
+    assert frozen == "T"
     cluster.wait_ready()
 
 

@@ -1,0 +1,5 @@
+"""`python -m cli` is `triage`."""
+
+from cli.main import run
+
+run()
