@@ -13,19 +13,14 @@ from typing import Any
 from faust.contrib.asgi import bind_to_running_loop
 from prometheus_client import CollectorRegistry, start_http_server
 
-from agents import topics
 from agents.backends.openai import OpenAIBackend
 from agents.cache import CacheFollower
-from agents.clock import monotonic_s
-from agents.connection import wait_for_brokers
 from agents.control import ControlApp, new_control_app
 from agents.dispatch import DispatchLoop
 from agents.faust_app import new_app
 from agents.finished import FinishedFollower
 from agents.intake import LaneIntake
-from agents.logs import get_logger
 from agents.metrics import WorkerMetrics
-from agents.producing import DurableProducer
 from agents.snapshots import Snapshots, process_identity
 from agents.transport import App
 from schemas.progress import WorkerSnapshot
@@ -36,6 +31,11 @@ from streams.dispatcher import Dispatcher
 from streams.fleet import Fleet
 from streams.ports import Backend
 from streams.settings import Settings
+from wire import topics
+from wire.clock import monotonic_s
+from wire.connection import wait_for_brokers
+from wire.logs import get_logger
+from wire.producing import DurableProducer
 
 DEFAULT_METRICS_PORT = 8401
 SESSION_S = 6.0

@@ -7,12 +7,12 @@ import asyncio
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from agents.connection import consumer_options
-from agents.logs import get_logger
 from schemas.cache import CacheEntry
 from schemas.codec import DecodeError, decode
 from streams.caching import AnswerCache, CacheIndex
 from streams.settings import KafkaSettings
+from wire.connection import consumer_options
+from wire.logs import get_logger
 
 _POLL_MS = 500
 _RETRY_S = 1.0

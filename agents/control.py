@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from agents.faust_app import new_app
-from agents.logs import get_logger
 from agents.transport import App
 from schemas import headers as names
 from schemas.cache import CacheEntry
@@ -15,6 +14,7 @@ from schemas.gpu import GPUMetrics
 from schemas.result import Result
 from streams.caching import CacheIndex
 from streams.settings import KafkaSettings
+from wire.logs import get_logger
 
 log = get_logger(__name__)
 
@@ -98,4 +98,5 @@ class ControlApp:
 
 def new_control_app(kafka: KafkaSettings, index: CacheIndex, *, datadir: Any, session_s: float) -> ControlApp:
     app = new_app(kafka.names.group("control"), kafka, datadir=datadir, session_s=session_s, buffer_size=1024)
+    app.reads_in_gulps = True
     return ControlApp(app, kafka, index)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from agents.intake import Delivery
 from agents.metrics import WorkerMetrics
-from agents.producing import DurableProducer
 from schemas import headers as names
 from schemas.result import Result
 from schemas.topics import MAX_RECORD_BYTES, TopicNames
+from wire.producing import DurableProducer
 
 
 class DeadLetters:

@@ -9,12 +9,9 @@ from typing import Any
 
 from aiokafka.errors import ProducerClosed
 
-from agents.clock import monotonic_s
 from agents.deadletters import DeadLetters
 from agents.intake import Delivery, LaneIntake
-from agents.logs import get_logger
 from agents.metrics import WorkerMetrics
-from agents.producing import DurableProducer, RecordTooLarge
 from schemas import headers
 from schemas.cache import CacheEntry
 from schemas.codec import DecodeError, encode
@@ -28,6 +25,9 @@ from streams.errors import BackendError, BackendProtocolError, ServingError
 from streams.outcome import FinishedIndex
 from streams.ports import Backend, Call
 from streams.task import Task, TaskKey
+from wire.clock import monotonic_s
+from wire.logs import get_logger
+from wire.producing import DurableProducer, RecordTooLarge
 
 log = get_logger(__name__)
 

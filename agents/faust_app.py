@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agents.connection import broker_urls, faust_credentials
 from agents.transport import App, TableManager, check_versions
 from schemas.topics import MAX_RECORD_BYTES
 from streams.settings import KafkaSettings
+from wire.connection import broker_urls, faust_credentials
 
 
 def new_app(

@@ -14,14 +14,15 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from agents.connection import client_options, consumer_options
-from agents.logs import get_logger
+from agents.transport import GULP_BYTES, GULP_WAIT_MS
 from schemas import headers as names
 from schemas.codec import DecodeError, decode
 from schemas.result import Outcome, Result, Source
 from schemas.topics import Lane
 from streams.outcome import FinishedIndex
 from streams.settings import KafkaSettings
+from wire.connection import client_options, consumer_options
+from wire.logs import get_logger
 
 LOOK_BACK_MS = 5 * 60_000
 _POLL_MS = 100
@@ -80,9 +81,9 @@ class FinishedFollower:
     async def run(self) -> None:
         """Read until cancelled; a broker's failure is waited out."""
         while True:
-            consumer = AIOKafkaConsumer(
-                **consumer_options(self._kafka, client_id=f"{self._client_id}-finished") | _QUICK
-            )
+            options = consumer_options(self._kafka, client_id=f"{self._client_id}-finished") | _QUICK
+            # This worker's own results are known without it; others' matter at the next rebalance. So it reads in gulps.
+            consumer = AIOKafkaConsumer(**options | {"fetch_min_bytes": GULP_BYTES, "fetch_max_wait_ms": GULP_WAIT_MS})
             try:
                 await consumer.start()
                 await self._read(consumer)

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agents.clock import wall_ms
 from schemas.gpu import GPUMetrics
+from wire.clock import wall_ms
 
 _GAUGES: tuple[tuple[str, str, Callable[[GPUMetrics], float | None]], ...] = (
     ("triage_gpu_memory_used_bytes", "Memory in use.", lambda sample: sample.memory_used_bytes),

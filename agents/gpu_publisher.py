@@ -14,13 +14,13 @@ from typing import Any, Protocol, TypeAlias
 
 from aiokafka.errors import KafkaError
 
-from agents.clock import monotonic_s, wall_ms
 from agents.gpu_metrics import GpuSeries
 from agents.gpu_sources import Source
-from agents.logs import get_logger
 from schemas.codec import encode
 from schemas.gpu import GPUMetrics
 from schemas.headers import CONTENT_TYPE
+from wire.clock import monotonic_s, wall_ms
+from wire.logs import get_logger
 
 # A driver that takes longer hangs.
 READ_TIMEOUT_S = 5.0

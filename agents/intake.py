@@ -13,8 +13,6 @@ from typing import Any, Protocol
 
 from faust.types import TP
 
-from agents.clock import monotonic_s
-from agents.logs import get_logger
 from agents.metrics import WorkerMetrics
 from agents.transport import App
 from schemas.codec import DecodeError, decode_request
@@ -29,6 +27,8 @@ from streams.cost import cost_tokens
 from streams.deadlines import deadline_ms
 from streams.errors import RequestError
 from streams.task import Task, TaskKey, effective_parameters, fingerprint_of
+from wire.clock import monotonic_s
+from wire.logs import get_logger
 
 # Offsets between the oldest unfinished and the newest fetched request of a partition: bounds what a kill -9 delivers again.
 MOST_SPAN = 512

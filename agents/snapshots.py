@@ -6,9 +6,9 @@ import os
 import socket
 from collections.abc import Callable
 
-from agents.producing import DurableProducer
 from schemas.codec import encode
 from schemas.progress import WorkerSnapshot
+from wire.producing import DurableProducer
 
 _UNCHANGED_EVERY = 3
 

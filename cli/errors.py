@@ -37,9 +37,9 @@ class NoSuchTask(CommandError):
 
 # Exceptions of other packages whose message is already a sentence for the user; named, so that nothing is imported.
 _FOREIGN = {
-    "agents.connection.BrokersUnreachable": NOT_REACHABLE,
-    "agents.connection.CredentialsUnusable": USAGE,
-    "agents.topics.TopicsRefused": FAILED,
+    "wire.connection.BrokersUnreachable": NOT_REACHABLE,
+    "wire.connection.CredentialsUnusable": USAGE,
+    "wire.topics.TopicsRefused": FAILED,
     "cli.embedded.errors.EmbeddedError": FAILED,
 }
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from agents.clock import wall_ms
 from agents.gpu_sources import UnknownSource, reader
 from cli.errors import OK, SettingsError
 from schemas.codec import encode
 from schemas.gpu import GPUMetrics
+from wire.clock import wall_ms
 
 GIB = 1 << 30
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agents.clock import monotonic_s
 from cli.embedded.errors import BrokerDied, EmbeddedError, NotReady
 from cli.embedded.processes import ends_on_signals
+from wire.clock import monotonic_s
 
 if TYPE_CHECKING:
     from cli.embedded.kafka import KafkaCluster

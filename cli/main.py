@@ -20,7 +20,7 @@ from typer.main import get_command
 import cli
 from cli.errors import FAILED, INTERRUPTED, CommandError, Failed, explain
 
-_OWN_PACKAGES = ("agents", "schemas", "streams")
+_OWN_PACKAGES = ("agents", "gateway", "schemas", "streams", "wire")
 
 
 @dataclass(frozen=True, slots=True)

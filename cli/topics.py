@@ -66,7 +66,7 @@ def apply(config: Config = None, as_json: Json = False, timeout: Timeout = 10.0)
     Example:
       triage topics apply && triage topics verify
     """
-    from agents.topics import apply as apply_topics
+    from wire.topics import apply as apply_topics
 
     kafka = _kafka(config)
     applied = asyncio.run(apply_topics(kafka, timeout_s=timeout))
@@ -80,8 +80,8 @@ def apply(config: Config = None, as_json: Json = False, timeout: Timeout = 10.0)
 
 
 def _kafka(config: Path | None) -> KafkaSettings:
-    from agents.logs import configure
     from cli.configuration import load
+    from wire.logs import configure
 
     settings = load(config).settings
     configure("console", "error")
@@ -89,7 +89,7 @@ def _kafka(config: Path | None) -> KafkaSettings:
 
 
 def _look(kafka: KafkaSettings, timeout_s: float) -> list[Difference]:
-    from agents.topics import verify as verify_topics
+    from wire.topics import verify as verify_topics
 
     return asyncio.run(verify_topics(kafka, timeout_s=timeout_s))
 

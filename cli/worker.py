@@ -19,9 +19,9 @@ def worker(
     session_s: Annotated[float, typer.Option("--session-s", hidden=True)] = 6.0,
 ) -> None:
     """Take requests in, batch them, send them to backends; ends cleanly on SIGTERM."""
-    from agents import logs
     from cli.configuration import load
     from cli.errors import Failed
+    from wire import logs
 
     if processes != 1:
         raise Failed("--processes above 1 is not there yet: start several `triage worker` instead.")

@@ -14,6 +14,8 @@ from schemas.result import ErrorType
 
 MIB = 1 << 20
 MAX_REQUEST_BYTES = MIB
+# What is read must be writable again: orjson reads 1024 levels and writes 254.
+MAX_DEPTH = 128
 # Every Confluent-framed value begins with this byte and the schema's id in four more.
 _REGISTRY_MAGIC = 0
 _REGISTRY_PREFIX_BYTES = 5
@@ -75,7 +77,9 @@ def decode_request(value: bytes | None) -> InferenceTask:
         )
     raw = _parse(value)
     version = raw.get("schema_version")
-    if version is not None and version != SCHEMA_VERSION and isinstance(version, int):
+    if version is None:
+        raw.pop("schema_version", None)  # null is absent, as for every other field
+    elif type(version) is int and version != SCHEMA_VERSION:
         raise DecodeError(
             ErrorType.UNSUPPORTED_SCHEMA,
             f"schema_version {version} is not one this version reads (1)",
@@ -100,7 +104,27 @@ def _parse(value: bytes) -> dict[str, Any]:
         raise DecodeError(ErrorType.INVALID_REQUEST, _unreadable(value)) from None
     if not isinstance(raw, dict):
         raise DecodeError(ErrorType.INVALID_REQUEST, "the value is not a JSON object")
+    # Counting brackets is quick and never too low.
+    if value.count(b"{") + value.count(b"[") > MAX_DEPTH and _is_deeper(raw, MAX_DEPTH):
+        raise DecodeError(
+            ErrorType.INVALID_REQUEST, f"the value is nested more than {MAX_DEPTH} levels deep", **_identity(raw)
+        )
     return raw
+
+
+def _is_deeper(document: object, levels: int) -> bool:
+    """Whether lists and objects are nested in more than so many levels; walks level by level, without recursion."""
+    level: list[Any] = [document]
+    for _ in range(levels):
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _unreadable(value: bytes) -> str:

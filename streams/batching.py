@@ -41,62 +41,60 @@ class Window:
     max_tokens: int
     _groups: dict[bytes, Group] = field(default_factory=dict)
     _heads: list[tuple[int, bytes]] = field(default_factory=list)
-    _full: deque[bytes] = field(default_factory=deque)
+    _full: dict[bytes, None] = field(default_factory=dict)
     waiting: int = 0
     tokens: int = 0
+    lead_s: float = 0.0
+    """An answer's expected time: a group whose head's deadline would be missed by waiting leaves that much before it."""
 
     def add(self, task: Task, key: bytes) -> None:
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = Group()
-        if not group.tasks:
-            heapq.heappush(self._heads, (task.sequence, key))
-        was_full = group.is_full(self.max_requests, self.max_tokens)
-        group.tasks.append(task)
-        group.tokens += task.cost_tokens
-        self.waiting += 1
-        self.tokens += task.cost_tokens
-        if not was_full and group.is_full(self.max_requests, self.max_tokens):
-            self._full.append(key)
+        self._join(task, key, first=False)
 
     def add_first(self, task: Task, key: bytes) -> None:
         """Put a task back before the others of its group: it has waited already."""
-        group = self._groups.setdefault(key, Group())
-        group.tasks.appendleft(task)
+        self._join(task, key, first=True)
+
+    def _join(self, task: Task, key: bytes, *, first: bool) -> None:
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group()
+        if first or not group.tasks:
+            heapq.heappush(self._heads, (task.sequence, key))
+        if first:
+            group.tasks.appendleft(task)
+        else:
+            group.tasks.append(task)
         group.tokens += task.cost_tokens
         self.waiting += 1
         self.tokens += task.cost_tokens
-        heapq.heappush(self._heads, (task.sequence, key))
+        if group.is_full(self.max_requests, self.max_tokens):
+            self._full[key] = None
 
     def remove(self, task: Task, key: bytes) -> bool:
         """Take a task out wherever it stands; False when it is not here."""
         group = self._groups.get(key)
         if group is None or task not in group.tasks:
             return False
+        was_head = group.tasks[0] is task
         group.tasks.remove(task)
-        self._took(key, group, [task])
+        self._took(key, group, [task], was_head=was_head)
         return True
 
-    def ready(self, now_s: float, *, idle: bool, lead_s: float) -> bytes | None:
-        """Return the group that may leave now: a full one, else the oldest when its window is over.
+    def ready(self, now_s: float, *, idle: bool) -> bytes | None:
+        """Return the group that may leave now: the oldest when its window is over, else a full one.
 
-        `idle`: a backend for this class has nothing to do, so waiting would gain nothing. `lead_s`: an answer's expected time;
-        a group whose head's deadline would be missed by waiting leaves too.
+        In that order, or a group that is filled again as quickly as it leaves would hold up all others for ever.
+        `idle`: a backend for this class has nothing to do, so waiting would gain nothing.
         """
-        while self._full:
-            group = self._groups.get(self._full[0])
-            if group is not None and group.is_full(self.max_requests, self.max_tokens):
-                return self._full[0]
-            self._full.popleft()
-        key = self._oldest()
-        if key is None:
-            return None
-        return key if idle or now_s >= self._leaves_at_s(key, lead_s) else None
+        oldest = self._oldest()
+        if oldest is None or idle or now_s >= self._leaves_at_s(oldest):
+            return oldest
+        return next(iter(self._full), None)
 
-    def next_ready_s(self, lead_s: float) -> float | None:
+    def next_ready_s(self) -> float | None:
         """Return when the oldest group's window is over, None when nothing waits."""
         key = self._oldest()
-        return None if key is None else self._leaves_at_s(key, lead_s)
+        return None if key is None else self._leaves_at_s(key)
 
     def head(self, key: bytes) -> Task:
         return self._groups[key].tasks[0]
@@ -113,7 +111,7 @@ class Window:
                 break
             taken.append(group.tasks.popleft())
             tokens += cost
-        self._took(key, group, taken)
+        self._took(key, group, taken, was_head=True)
         return taken
 
     def __iter__(self) -> Iterator[Task]:
@@ -129,16 +127,18 @@ class Window:
             heapq.heappop(self._heads)
         return None
 
-    def _leaves_at_s(self, key: bytes, lead_s: float) -> float:
+    def _leaves_at_s(self, key: bytes) -> float:
         head = self.head(key)
-        return min(head.accepted_s + self.window_s, head.deadline_s - lead_s)
+        return min(head.accepted_s + self.window_s, head.deadline_s - self.lead_s)
 
-    def _took(self, key: bytes, group: Group, taken: list[Task]) -> None:
+    def _took(self, key: bytes, group: Group, taken: list[Task], *, was_head: bool) -> None:
         cost = sum(task.cost_tokens for task in taken)
         group.tokens -= cost
         self.tokens -= cost
         self.waiting -= len(taken)
-        if group.tasks:
-            heapq.heappush(self._heads, (group.tasks[0].sequence, key))
-        else:
+        if not group.is_full(self.max_requests, self.max_tokens):
+            self._full.pop(key, None)
+        if not group.tasks:
             del self._groups[key]
+        elif was_head:
+            heapq.heappush(self._heads, (group.tasks[0].sequence, key))

@@ -84,7 +84,7 @@ class CacheIndex:
     def removals(self, partition: int, now_ms: int) -> list[str]:
         """Return up to eight fingerprints to delete: expired ones at the old end, then the oldest beyond the partition's bounds."""
         keys = self._keys[partition]
-        most = max(self.max_entries // self.partitions, 1)
+        most = max(self.max_entries // self.partitions, min(self.max_entries, 1))
         most_bytes = self.max_bytes // self.partitions
         removed: list[str] = []
         while keys and len(removed) < MOST_REMOVALS_PER_EVENT:

@@ -185,7 +185,7 @@ class Dispatcher:
 
     def answered(self, task: Task, answer: Answer, *, now_s: float) -> list[Effect]:
         """A backend answered. Ignored when the task has its outcome already."""
-        running = self._finish_call(task, latency_s=now_s - (task.dispatched_s or now_s))
+        running = self._finish_call(task, latency_s=now_s - (now_s if task.dispatched_s is None else task.dispatched_s))
         if running is None:
             return []
         self._forget(task)
@@ -272,7 +272,10 @@ class Dispatcher:
         lane = self._turns.pick({lane: window.head(key).cost_tokens for lane, (window, key, _, _) in offers.items()})
         window, key, decision, free = offers[lane]
         batch = self._launch(window.take(key, free), decision, now_s)
-        self._turns.spend(lane, batch.tokens)
+        alone = len(offers) == 1 and not any(
+            self._waits_for(batch.backend, each, now_s) for each in Lane if each != lane
+        )
+        self._turns.spend(lane, batch.tokens, alone=alone)
         self._tidy(lane)
         return batch
 
@@ -284,18 +287,28 @@ class Dispatcher:
             able = [c for c in candidates if c.up and c.limit > c.in_flight and _may_serve(c, route)]
             if not able:
                 continue
-            lead_s = min((c.latency_ema_s or 0.0 for c in able), default=0.0)
-            key = window.ready(now_s, idle=any(c.in_flight == 0 for c in able), lead_s=lead_s)
+            window.lead_s = min(c.latency_ema_s or 0.0 for c in able)
+            key = window.ready(now_s, idle=any(c.in_flight == 0 for c in able))
             if key is None or (best is not None and best[0].head(best[1]).sequence < window.head(key).sequence):
                 continue
             head = window.head(key)
-            want = Want(head.model, head.request.agent_type, head.cost_tokens)
+            tokens = _within_context(head.cost_tokens, [c for c in candidates if _may_serve(c, route)])
+            want = Want(head.model, head.request.agent_type, tokens)
             if lane is Lane.LOW and self._router.sheds_low(want, candidates):
                 continue
             decision = self._router.choose(want, candidates)
             if isinstance(decision, ModelDecision):
                 best = (window, key, decision, self._free(self.backends[decision.backend], lane, now_s))
         return best
+
+    def _waits_for(self, backend: str, lane: Lane, now_s: float) -> bool:
+        """Whether a lane has tasks that the backend would take, had it room for that lane."""
+        if not self._windows[lane]:
+            return False
+        found = [c for c in self._candidates(lane, now_s) if c.backend == backend]
+        if lane is Lane.LOW and all(MATRIX[c.pressure].sheds_low for c in found):
+            return False
+        return any(_may_serve(c, route) for c in found for route in self._windows[lane])
 
     def _candidates(self, lane: Lane, now_s: float) -> list[Candidate]:
         found = []
@@ -420,7 +433,7 @@ class Dispatcher:
         return not any(task.model in state.models for state in self.backends.values())
 
     def _when_next(self, now_s: float) -> float | None:
-        times = [window.next_ready_s(0.0) for windows in self._windows.values() for window in windows.values()]
+        times = [window.next_ready_s() for windows in self._windows.values() for window in windows.values()]
         due = [at for at in times if at is not None and at > now_s]
         due += [state.paused_until_s for state in self.backends.values() if state.paused_until_s > now_s]
         if self._delayed:
@@ -435,6 +448,15 @@ def _may_serve(candidate: Candidate, route: RouteClass) -> bool:
     if model is not None:
         return model == candidate.model or model in candidate.aliases
     return agent_type is None or agent_type in candidate.agent_types
+
+
+def _within_context(tokens: int, candidates: Sequence[Candidate]) -> int:
+    """Return the estimate, cut to the longest context there is: its server counts exactly, and refuses what is too long.
+
+    Refused here, the task would hold up the others of its group until its deadline.
+    """
+    contexts = [c.context_tokens for c in candidates if c.context_tokens is not None]
+    return min(tokens, max(contexts)) if contexts and len(contexts) == len(candidates) else tokens
 
 
 def _with_dropped(served: Served, dropped: tuple[str, ...]) -> Served:

@@ -13,21 +13,24 @@ from schemas.topics import Lane
 
 # Tokens a lane of weight 1 gains per round. Small against a usual batch, so that a lane never gets far ahead of its share.
 QUANTUM_TOKENS = 64
+# A lane whose reserved slots alone serve more than its share owes no more than this, about four large batches.
+MOST_DEBT_TOKENS = 65_536
 
 
 @dataclass
 class DeficitRoundRobin:
-    """Say whose turn it is. A lane may send while its deficit covers the cost; a lane without work keeps no credit.
+    """Say whose turn it is. A lane may send while its deficit covers the cost of its head; what it sends beyond that is debt.
 
     With weights 8, 4, 2, 1 and all lanes waiting with equal costs, 15 turns are 8 critical, 4 high, 2 normal, 1 low.
-    Served alone, a lane is not charged: it takes nothing from anybody.
+    A lane without work keeps no credit, but its debt: else one that comes in bursts, each a whole batch, would pay for the
+    first request of each only. Served alone, a lane is not charged, since it takes nothing from anybody, and what others owe
+    is paid off as their shares of that service would have been.
     """
 
     weights: Mapping[Lane, int]
     _deficit: dict[Lane, float] = field(default_factory=dict)
     _order: list[Lane] = field(default_factory=list)
     _turn: int = 0
-    _contested: bool = False
 
     def __post_init__(self) -> None:
         self._order = [lane for lane in Lane if lane in self.weights]
@@ -36,8 +39,7 @@ class DeficitRoundRobin:
 
     def pick(self, costs: Mapping[Lane, int]) -> Lane:
         """Return the lane that may send now, of those in `costs` (lane -> tokens of what it would send first; not empty)."""
-        self._contested = len(costs) > 1
-        if not self._contested:
+        if len(costs) == 1:
             return next(iter(costs))
         lane = self._order[self._turn]
         if lane in costs and self._deficit[lane] >= costs[lane]:
@@ -52,14 +54,20 @@ class DeficitRoundRobin:
             if self._deficit[lane] >= costs[lane]:
                 return lane
 
-    def spend(self, lane: Lane, tokens: int) -> None:
-        """Charge a lane for what it sent. Below zero it waits the longer for its next turn."""
-        if self._contested:
-            self._deficit[lane] -= tokens
+    def spend(self, lane: Lane, tokens: int, *, alone: bool) -> None:
+        """Charge a lane for what it sent. `alone`: no other lane waits for the same backend."""
+        if not alone:
+            self._deficit[lane] = max(self._deficit[lane] - tokens, -MOST_DEBT_TOKENS)
+            return
+        self._deficit[lane] = max(self._deficit[lane], 0.0)
+        for other, deficit in self._deficit.items():
+            if deficit < 0:
+                share = tokens * self.weights[other] / self.weights[lane]
+                self._deficit[other] = min(deficit + share, 0.0)
 
     def forget(self, lane: Lane) -> None:
-        """Take a lane's credit or debt away: it has no work."""
-        self._deficit[lane] = 0.0
+        """Take a lane's credit away: it has no work."""
+        self._deficit[lane] = min(self._deficit[lane], 0.0)
 
     def _gain(self, lane: Lane) -> int:
         return self.weights[lane] * QUANTUM_TOKENS

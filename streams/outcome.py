@@ -32,7 +32,9 @@ class FinishedIndex:
     """Tasks with an outcome whose request is not yet committed: what a redelivered request is checked against.
 
     Fed from the results log, pruned by commits, so it holds only finished-but-uncommitted tasks and those ended from outside before
-    they were read. Feeding the same record twice changes nothing.
+    they were read. Feeding the same record twice changes nothing. A lane's partition is followed from its first `commit` (of 0
+    where there was none) until its `release`: the results of a partition number come from all lanes, and those of a lane that
+    another worker reads would never be pruned here.
     """
 
     _outcomes: dict[TaskKey, Outcome] = field(default_factory=dict)
@@ -40,10 +42,11 @@ class FinishedIndex:
     _committed: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def observe(self, task_id: str, source: Source, outcome: Outcome) -> None:
-        """Take note of a terminal record; the first one of a task stays."""
+        """Take note of a terminal record; the first one of a task stays. Ignored for a place that is not followed."""
         place = (source.topic, source.partition)
         key = (task_id, source.partition)
-        if source.offset < self._committed.get(place, 0) or key in self._outcomes:
+        committed = self._committed.get(place)
+        if committed is None or source.offset < committed or key in self._outcomes:
             return
         self._outcomes[key] = outcome
         heapq.heappush(self._by_source[place], (source.offset, task_id))

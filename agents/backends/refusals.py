@@ -15,7 +15,6 @@ from email.utils import parsedate_to_datetime
 import aiohttp
 import orjson
 
-from agents.clock import wall_ms
 from streams.errors import (
     BackendError,
     BackendOverloaded,
@@ -24,6 +23,7 @@ from streams.errors import (
     BackendTimeout,
     BackendUnavailable,
 )
+from wire.clock import wall_ms
 
 LONGEST_RETRY_AFTER_S = 3600.0
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from agents.clock import monotonic_s
 from cli.embedded.errors import BrokerDied, DiskFull, NotReady, PortTaken, explained
 from cli.embedded.jars import KAFKA_VERSION
 from cli.embedded.jvm import Jvm, ensure_jvm, environment
@@ -19,6 +18,7 @@ from cli.embedded.nodes import Node, server_properties, write_settings
 from cli.embedded.probe import why_not_ready
 from cli.embedded.processes import die_with_parent, free_ports, is_port_free
 from cli.embedded.storage import DataFolder, ensure_cluster_id, write_storage
+from wire.clock import monotonic_s
 
 _PORT_TRIES = 3
 _TICK_S = 0.02

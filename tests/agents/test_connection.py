@@ -13,7 +13,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
-from agents.connection import (
+from schemas.topics import MAX_DEAD_LETTER_BYTES, MAX_RECORD_BYTES
+from streams.settings import KafkaSettings
+from wire.connection import (
     BrokersUnreachable,
     CredentialsUnusable,
     broker_urls,
@@ -23,8 +25,6 @@ from agents.connection import (
     producer_options,
     wait_for_brokers,
 )
-from schemas.topics import MAX_DEAD_LETTER_BYTES, MAX_RECORD_BYTES
-from streams.settings import KafkaSettings
 
 NOBODY = KafkaSettings(bootstrap="127.0.0.1:1")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from agents.logs import Repetition, configure, exception_text, get_logger
+from wire.logs import Repetition, configure, exception_text, get_logger
 
 Lines = Callable[[], list[dict[str, Any]]]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from agents.connection import BrokersUnreachable, CredentialsUnusable
 from cli.errors import Failed, NoSuchTask, NotReachable, SettingsError
 from cli.main import VERBS, Verb, main
 from streams.settings import KafkaSettings
+from wire.connection import BrokersUnreachable, CredentialsUnusable
 
 ROOT = Path(__file__).parents[2]
 # What a verb that needs none of it does not wait for. (typer itself takes pydantic to convert a verb's options.)

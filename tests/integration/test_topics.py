@@ -10,12 +10,12 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from agents.connection import BrokersUnreachable, client_options
-from agents.topics import TopicsRefused, apply, verify
 from cli.main import main
 from schemas.topics import Lane, catalogue
 from streams.catalogue import Action
 from streams.settings import KafkaSettings
+from wire.connection import BrokersUnreachable, client_options
+from wire.topics import TopicsRefused, apply, verify
 
 pytestmark = pytest.mark.kafka
 

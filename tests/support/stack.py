@@ -16,11 +16,11 @@ from typing import Any, Self, TextIO
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from agents.topics import apply
 from cli.embedded.processes import die_with_parent
 from schemas.topics import TopicNames
 from streams.settings import KafkaSettings
 from tests.support.kafka import fresh_name
+from wire.topics import apply
 
 PARTITIONS = 3
 SESSION_S = 1.5

@@ -1,0 +1,7 @@
+"""Every benchmark in its short form: `make bench`."""
+
+from benchmarks import backend_call, drain, paced
+
+drain.main(6_000, 3)
+paced.main()
+backend_call.main()

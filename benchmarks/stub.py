@@ -1,0 +1,71 @@
+"""A model server that costs next to nothing: answers every POST after a fixed time. `python -m benchmarks.stub PORT MS`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import orjson
+import uvloop
+
+_ANSWER = orjson.dumps(
+    {
+        "id": "x",
+        "object": "chat.completion",
+        "model": "stub",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "stub answer"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 20, "completion_tokens": 2, "total_tokens": 22},
+    }
+)
+_MODELS = orjson.dumps({"object": "list", "data": [{"id": "stub", "object": "model"}]})
+
+
+def _response(body: bytes) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+_ANSWERED, _LISTED = _response(_ANSWER), _response(_MODELS)
+
+
+class Stub(asyncio.Protocol):
+    """HTTP/1.1 with keep-alive, one request at a time per connection, as our clients send them."""
+
+    latency_s = 0.02
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport  # uvloop's is no asyncio.Transport
+        self._buffer = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, separator, body = self._buffer.partition(b"\r\n\r\n")
+        if not separator or len(body) < _content_length(head):
+            return
+        self._buffer = b""
+        if head.startswith(b"POST"):
+            asyncio.get_running_loop().call_later(self.latency_s, self._write, _ANSWERED)
+        else:
+            self._write(_LISTED)
+
+    def _write(self, response: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(response)
+
+
+def _content_length(head: bytes) -> int:
+    lower = head.lower()
+    at = lower.find(b"content-length:")
+    return int(lower[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+
+
+async def main(port: int, latency_s: float) -> None:
+    Stub.latency_s = latency_s
+    server = await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", port)
+    print("ready", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(int(sys.argv[1]), float(sys.argv[2]) / 1000))
