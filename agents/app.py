@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import secrets
 from collections.abc import Coroutine
 from itertools import count
@@ -92,6 +93,7 @@ class Worker:
         if stop.is_set():
             return
         await self._verify_topics()
+        self._datadir.mkdir(parents=True, exist_ok=True)
         await self._build()
         try:
             await self._start()
@@ -195,6 +197,9 @@ class Worker:
             await intake.joined.wait()
             for partition in intake.partitions:
                 await self._finished.caught_up(intake.lane, partition)
+        # What was imported and set up stays: a full collection that looks through it all holds the loop for 50 to 100 ms.
+        gc.collect()
+        gc.freeze()
         log.info("worker ready", worker=self.id, metrics_port=self.metrics_port)
         if ready is not None:
             ready.set()
@@ -218,6 +223,9 @@ class Worker:
         """Take nothing more in, finish what runs, commit, leave the groups; bounded at every step."""
         self._is_draining = True
         assert self._dispatch is not None
+        log.info(
+            "draining", worker=self.id, running=len(self._dispatch.dispatcher.running), for_at_most_s=self._drain_s
+        )
         for intake in self._intakes:
             intake.close()
             self._dispatch.withdraw(intake, running=False)

@@ -210,6 +210,9 @@ class DispatchLoop:
             result = await self._write(task, result, effect.cacheable)
         except ProducerClosed:
             return  # not acknowledged: delivered again to whoever comes next
+        except Exception as error:  # noqa: BLE001 - an outcome that cannot be written (nested too deeply) must not hold its partition
+            log.error("result not writable", task_id=task.task_id, error=type(error).__name__)
+            result = await self._write(task, self._unwritable(task), None)
         self._index.observe(task.task_id, task.source, result.outcome)
         self._finishing.pop(task.key, None)
         for delivery in task.deliveries:
@@ -218,6 +221,12 @@ class DispatchLoop:
         self._count(task, result)
         self._remember(task, result, effect.cacheable)
         self._settled.set()
+
+    def _unwritable(self, task: Task) -> Result:
+        now_s = monotonic_s()
+        error = InternalError("the result could not be written")
+        failed = outcome.failed(task, error, now_s=now_s, now_ms=self.dispatcher.clock.ms(now_s))
+        return replace(failed, metadata={})
 
     async def _write(self, task: Task, result: Result, cacheable: str | None) -> Result:
         if result.outcome is Outcome.FAILED:

@@ -19,11 +19,11 @@ from typing import Any
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from wire.topics import apply
 from cli.embedded.kafka import KafkaCluster
 from cli.embedded.processes import die_with_parent, free_ports
 from schemas.topics import TopicNames
 from streams.settings import KafkaSettings
+from wire.topics import apply
 
 PARTITIONS = 12
 IN_FLIGHT = 64

@@ -14,9 +14,9 @@ from itertools import count
 
 import orjson
 
-from wire.clock import monotonic_s, wall_ms
 from benchmarks.harness import LATENCY_MS, Bench, bench, cpu_s, median, percentile, prompt
 from schemas.topics import Lane, TopicNames
+from wire.clock import monotonic_s, wall_ms
 
 _WARM_UP_S = 2.0
 

@@ -28,7 +28,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSnapshot:
-    """What a worker holds. `in_flight` lists task ids at backends; `fetched_through` maps `topic/partition` to the newest fetched offset."""
+    """What a worker holds.
+
+    `in_flight` lists task ids at backends; `fetched_through` maps `topic/partition` to the newest fetched offset.
+    """
 
     worker: str
     host: str

@@ -51,7 +51,6 @@ OPENAI_PARAMETERS = frozenset(
         "frequency_penalty",
         "logit_bias",
         "logprobs",
-        "max_completion_tokens",
         "max_tokens",
         "n",
         "parallel_tool_calls",

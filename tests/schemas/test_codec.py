@@ -269,7 +269,7 @@ def put(document: Any, place: tuple[Any, ...], value: object) -> None:
             document = document[step]
         except (KeyError, IndexError, TypeError):
             return
-    if isinstance(document, dict) or (isinstance(document, list) and last < len(document)):
+    if isinstance(document, dict) or (isinstance(document, list) and last in range(len(document))):
         document[last] = value
 
 
@@ -336,7 +336,7 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
         return st.tuples(*inner)
     if origin is dict:
         return st.dictionaries(*inner, max_size=2)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         return st.builds(kind, **{field.name: values_of(hints[field.name]) for field in fields(kind)})
     assert issubclass(kind, Enum), kind
