@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-_FORCED_EXIT = 1
 
 
 def worker(
@@ -17,6 +14,7 @@ def worker(
     as_json: Annotated[bool, typer.Option("--json", help="Print a ready line for machines.")] = False,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Worker processes.")] = 1,
     session_s: Annotated[float, typer.Option("--session-s", hidden=True)] = 6.0,
+    drain_s: Annotated[float, typer.Option("--drain-s", hidden=True)] = 25.0,
 ) -> None:
     """Take requests in, batch them, send them to backends; ends cleanly on SIGTERM."""
     from cli.configuration import load
@@ -27,10 +25,10 @@ def worker(
         raise Failed("--processes above 1 is not there yet: start several `triage worker` instead.")
     settings = load(config).settings
     logs.configure(settings.logging.format, settings.logging.level)
-    serve(settings, as_json=as_json, session_s=session_s)
+    serve(settings, as_json=as_json, session_s=session_s, drain_s=drain_s)
 
 
-def serve(settings: object, *, as_json: bool, session_s: float) -> None:
+def serve(settings: object, *, as_json: bool, session_s: float, drain_s: float) -> None:
     """Run a worker until a signal; a second signal ends the process at once."""
     import asyncio
     import json
@@ -39,23 +37,15 @@ def serve(settings: object, *, as_json: bool, session_s: float) -> None:
     import uvloop
 
     from agents.app import Worker
+    from cli.stopping import stop_on_signals
     from streams.settings import Settings
 
     assert isinstance(settings, Settings)
 
     async def main() -> None:
-        stop, ready = asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def on_signal() -> None:
-            if stop.is_set():
-                os._exit(_FORCED_EXIT)
-            stop.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, on_signal)
+        stop, ready = stop_on_signals(), asyncio.Event()
         with tempfile.TemporaryDirectory(prefix="triage-worker-") as folder:
-            running = Worker(settings, datadir=Path(folder), session_s=session_s)
+            running = Worker(settings, datadir=Path(folder), session_s=session_s, drain_s=drain_s)
             work = asyncio.create_task(running.run(stop, ready=ready))
             announced = asyncio.create_task(ready.wait())
             await asyncio.wait([work, announced], return_when=asyncio.FIRST_COMPLETED)

@@ -336,6 +336,7 @@ class Dispatcher:
                         agent_types=frozenset(known.agent_types),
                         context_tokens=known.context_tokens or (state.probe.context_tokens if state.probe else None),
                         aliases=frozenset((known.name, *known.aliases)) if known.name else frozenset(),
+                        any_model=state.settings.any_model,
                     )
                 )
         return found
@@ -430,7 +431,7 @@ class Dispatcher:
             return False
         if not all(state.has_answered or state.settings.models for state in self.backends.values()):
             return False
-        return not any(task.model in state.models for state in self.backends.values())
+        return not any(state.settings.any_model or task.model in state.models for state in self.backends.values())
 
     def _when_next(self, now_s: float) -> float | None:
         times = [window.next_ready_s() for windows in self._windows.values() for window in windows.values()]
@@ -446,7 +447,7 @@ class Dispatcher:
 def _may_serve(candidate: Candidate, route: RouteClass) -> bool:
     model, agent_type = route
     if model is not None:
-        return model == candidate.model or model in candidate.aliases
+        return model == candidate.model or model in candidate.aliases or candidate.any_model
     return agent_type is None or agent_type in candidate.agent_types
 
 

@@ -58,6 +58,7 @@ class Candidate:
     agent_types: frozenset[str]
     context_tokens: int | None
     aliases: frozenset[str]
+    any_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def _of_model(want: Want, candidates: Candidates) -> Candidates:
     model = want.model
     if model is None:
         return candidates
-    return [c for c in candidates if c.model == model or model in c.aliases]
+    return [c for c in candidates if c.model == model or model in c.aliases or c.any_model]
 
 
 def _of_agent_type(want: Want, candidates: Candidates) -> Candidates:

@@ -225,6 +225,7 @@ class BackendSettings(_Section):
     kind: Literal["openai", "llamacpp", "vllm"] = "openai"
     url: Annotated[str, Field(pattern=r"^https?://", description="Server root; a trailing /v1 is cut.")]
     models: list[str] = Field(default_factory=list, description="Empty: what /v1/models answers.")
+    any_model: bool = Field(False, description="Takes requests for any model name and answers with its own model.")
     gpus: list[str] = Field(default_factory=list, description='"uuid" or "host:index".')
     pool_bytes: int | None = Field(None, ge=0)
     max_concurrency: int | None = Field(None, ge=1, le=4096, description="Absent: the server's slots, else 8.")

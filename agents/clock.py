@@ -1,1 +1,0 @@
-from wire.clock import *  # noqa: F403

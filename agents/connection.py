@@ -1,1 +1,0 @@
-from wire.connection import *  # noqa: F403

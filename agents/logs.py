@@ -1,1 +1,0 @@
-from wire.logs import *  # noqa: F403

@@ -1,1 +1,0 @@
-from wire.producing import *  # noqa: F403

@@ -1,1 +1,0 @@
-from wire.topics import *  # noqa: F403

@@ -1,0 +1,160 @@
+"""`triage dev` and `triage demo` as a newcomer starts them: real Kafka, real worker, real llama.cpp."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from schemas.topics import Lane, TopicNames
+from tests.support.stack import Reader, first_results, request
+
+pytestmark = [pytest.mark.kafka, pytest.mark.llama, pytest.mark.timeout(120)]
+
+NAMES = TopicNames()
+COMMAND = [sys.executable, "-m", "cli"]
+
+
+@contextmanager
+def running_dev(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    command = [*COMMAND, "dev", "--json", "--kafka-port", "0", "--port", "0", "--data", str(folder), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        yield process, json.loads(line)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def state(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "dev.json").read_text())
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+async def until_restarted(folder: Path, name: str, old: int) -> None:
+    async with asyncio.timeout(20):
+        while state(folder)["processes"][name] == old:  # noqa: ASYNC110 - the file is the signal
+            await asyncio.sleep(0.05)
+
+
+def short(text: str, **fields: object) -> bytes:
+    return request(text, parameters={"max_tokens": 4}, **fields)
+
+
+async def test_dev_serves_every_lane_survives_a_killed_worker_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with running_dev(tmp_path) as (process, ready):
+        assert {"event", "gateway", "kafka", "backends", "data", "pid", "took_s"} == set(ready)
+        assert (process.pid, str(tmp_path)) == (ready["pid"], ready["data"])
+        pids = state(tmp_path)["processes"]
+        assert {"kafka-1", "worker-1", "backend-1", "gpu-publisher"} == set(pids)
+        async with (
+            AIOKafkaProducer(bootstrap_servers=ready["kafka"], acks="all") as producer,
+            Reader(ready["kafka"], NAMES.results, 6) as reader,
+        ):
+            await _forty_minimal_records(producer, reader)
+            await _a_second_copy_is_cached(producer, reader)
+            await _a_killed_worker_loses_nothing(producer, reader, tmp_path, pids["worker-1"])
+        verified = [*COMMAND, "topics", "verify", "--config", str(tmp_path / "triage.toml")]
+        assert subprocess.run(verified, capture_output=True, timeout=20).returncode == 0
+        pids = state(tmp_path)["processes"]
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(process.wait, 10) == 0
+    assert [] == [name for name, pid in pids.items() if is_alive(pid)]
+
+
+async def _forty_minimal_records(producer: AIOKafkaProducer, reader: Reader) -> None:
+    rng = random.Random(3)
+    placed = {}
+    for number in range(40):
+        lane = list(Lane)[number % 4]
+        key = rng.randbytes(5) if number % 2 else None
+        sent = await producer.send_and_wait(NAMES.requests(lane), short(f"Say {number}."), key=key)
+        placed[f"{lane}.{sent.partition}.{sent.offset}"] = sent.partition
+    results = first_results(await reader.until(40, timeout_s=60))
+    assert placed == {task_id: row["_record"].partition for task_id, row in results.items()}
+    assert {"completed"} == {row["outcome"] for row in results.values()}
+    assert any(row["output"]["content"] for row in results.values())
+
+
+async def _a_second_copy_is_cached(producer: AIOKafkaProducer, reader: Reader) -> None:
+    sent = await producer.send_and_wait(NAMES.requests(Lane.HIGH), short("Say 0."))
+    results = first_results(await reader.until(41))
+    assert results[f"high.{sent.partition}.{sent.offset}"]["cached"] is True
+
+
+async def _a_killed_worker_loses_nothing(producer: AIOKafkaProducer, reader: Reader, folder: Path, worker: int) -> None:
+    for number in range(20):
+        value = short(f"Count {number}.", task_id=f"kill-{number}", model="any-name", cache={"mode": "bypass"})
+        await producer.send_and_wait(NAMES.requests(Lane.NORMAL), value, key=b"%d" % number)
+    await reader.until(44)
+    os.kill(worker, signal.SIGKILL)
+    await until_restarted(folder, "worker-1", worker)
+    results = first_results(await reader.until(61, timeout_s=60))
+    assert {f"kill-{number}" for number in range(20)} <= set(results)
+    assert {"completed"} == {row["outcome"] for row in results.values()}
+
+
+async def test_a_killed_dev_takes_its_children_with_it(tmp_path: Path) -> None:
+    with running_dev(tmp_path, "--gpus", "none") as (process, _):
+        pids = state(tmp_path)["processes"]
+        process.kill()
+        process.wait(5)
+        async with asyncio.timeout(10):
+            while any(is_alive(pid) for pid in pids.values()):  # noqa: ASYNC110 - other people's processes have no signal
+                await asyncio.sleep(0.02)
+
+
+def test_the_demo_shows_all_four_lanes_and_ends_by_itself() -> None:
+    done = subprocess.run([*COMMAND, "demo", "--seconds", "5"], capture_output=True, text=True, timeout=90)
+    assert (0, "") == (done.returncode, done.stderr.replace("Fetching", ""))
+    recap = done.stdout.partition("From append to answer")[2]
+    for lane in Lane:
+        row = next(line for line in recap.splitlines() if line.startswith(lane.value))
+        assert int(row.split()[1]) > 0, recap
+
+
+def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
+    with running_dev(tmp_path / "a", "--gpus", "none") as (_, ready):
+        port = ready["kafka"].rpartition(":")[2]
+        command = [*COMMAND, "dev", "--kafka-port", port, "--data", str(tmp_path / "b")]
+        second = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert second.returncode == 1
+    assert f"Port {port} is taken" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_settings_of_dev_survive_being_written() -> None:
+    import tomllib
+
+    from cli.embedded.stack import _toml
+
+    document = {
+        "allow_insecure_dev": True,
+        "kafka": {"bootstrap": "127.0.0.1:1", "partitions": 6},
+        "lanes": {"low": {"weight": 3, "window_ms": 0.5}},
+        "pressure": {"thresholds": [0.5, 0.7, 0.85]},
+        "backends": [{"name": "a", "url": "http://x", "any_model": True}, {"name": 'b"', "url": "http://y"}],
+    }
+    assert document == tomllib.loads(_toml(document))
+    assert orjson.dumps(document)
