@@ -42,6 +42,10 @@ def running_dev(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[
         process.communicate()
 
 
+def run_verb(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=90, check=False)
+
+
 def state(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "dev.json").read_text())
     return found
@@ -75,8 +79,8 @@ async def test_dev_serves_every_lane_survives_a_killed_worker_and_leaves_nothing
             await _forty_minimal_records(producer, reader)
             await _a_second_copy_is_cached(producer, reader)
             await _a_killed_worker_loses_nothing(producer, reader, tmp_path, pids["worker-1"])
-        verified = [*COMMAND, "topics", "verify", "--config", str(tmp_path / "triage.toml")]
-        assert subprocess.run(verified, capture_output=True, timeout=20).returncode == 0
+        verified = ["topics", "verify", "--config", str(tmp_path / "triage.toml")]
+        assert (await asyncio.to_thread(run_verb, verified)).returncode == 0
         pids = state(tmp_path)["processes"]
         process.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(process.wait, 10) == 0
@@ -126,7 +130,7 @@ async def test_a_killed_dev_takes_its_children_with_it(tmp_path: Path) -> None:
 
 
 def test_the_demo_shows_all_four_lanes_and_ends_by_itself() -> None:
-    done = subprocess.run([*COMMAND, "demo", "--seconds", "5"], capture_output=True, text=True, timeout=90)
+    done = run_verb(["demo", "--seconds", "5"])
     assert (0, "") == (done.returncode, done.stderr.replace("Fetching", ""))
     recap = done.stdout.partition("From append to answer")[2]
     for lane in Lane:
@@ -137,8 +141,7 @@ def test_the_demo_shows_all_four_lanes_and_ends_by_itself() -> None:
 def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
     with running_dev(tmp_path / "a", "--gpus", "none") as (_, ready):
         port = ready["kafka"].rpartition(":")[2]
-        command = [*COMMAND, "dev", "--kafka-port", port, "--data", str(tmp_path / "b")]
-        second = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        second = run_verb(["dev", "--kafka-port", port, "--data", str(tmp_path / "b")])
     assert second.returncode == 1
     assert f"Port {port} is taken" in second.stderr
     assert "Traceback" not in second.stderr
