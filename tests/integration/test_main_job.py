@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,8 +12,10 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from cli.embedded.processes import free_ports
 from schemas import headers
-from schemas.codec import decode
+from schemas.codec import decode, encode
+from schemas.gpu import GpuId, GPUMetrics, GpuSource
 from schemas.result import Result
 from schemas.topics import MAX_RECORD_BYTES, Lane
 from tests.support.scripted import ScriptedServer
@@ -226,3 +229,66 @@ async def test_results_decode_with_our_own_reader_and_started_names_every_task(s
     announced = {row[0]: record.partition for record in started for row in orjson.loads(record.value)["tasks"]}
     assert announced == {record.key.decode(): record.partition for record in records}
     assert all(0 <= partition < PARTITIONS for partition in announced.values())
+
+
+async def test_the_gpu_table_is_consulted_and_a_result_names_the_pressure(kafka: str, tmp_path: Path) -> None:
+    sample = GPUMetrics(
+        gpu=GpuId("GPU-1", 0, "test", "host"),
+        source=GpuSource.SIMULATED,
+        sampled_at_ms=1,
+        memory_total_bytes=24 << 30,
+        memory_used_bytes=18 << 30,
+    )
+    async with (
+        ScriptedServer() as server,
+        Stack(kafka, tmp_path, [("openai", server.url)], backend_extra='gpus = ["GPU-1"]') as stack,
+        stack.producer() as producer,
+        stack.reader(stack.names.results) as reader,
+        stack.reader(stack.names.gpu_changelog, partitions=1) as changelog,
+    ):
+        await stack.start_worker()
+        await producer.send_and_wait(stack.names.gpu_metrics, encode(sample), key=b"GPU-1")
+        await changelog.until(1)
+        pressures: list[str | None] = []
+        async with asyncio.timeout(20):
+            while "HIGH" not in pressures:  # the table reaches the dispatcher within half a second
+                number = len(pressures)
+                value = request("x", task_id=f"t{number}", cache={"mode": "bypass"})
+                await producer.send_and_wait(stack.names.requests(Lane.CRITICAL), value)
+                results = first_results(await reader.until(number + 1))
+                pressures.append(results[f"t{number}"]["routing"]["pressure"])
+                await producer.send_and_wait(stack.names.gpu_metrics, encode(sample), key=b"GPU-1")
+    assert {None, "HIGH"} >= set(pressures)
+
+
+async def test_an_answer_too_large_for_a_record_fails_its_task_and_blocks_nothing(
+    stack: Stack, server: ScriptedServer
+) -> None:
+    await stack.start_worker()
+    server.answer = lambda prompt, nonce: "y" * 2_500_000 if prompt == "large" else "small"
+    async with stack.producer() as producer, stack.reader(stack.names.results) as reader:
+        for name in ("large", "small"):
+            await producer.send_and_wait(stack.names.requests(Lane.HIGH), request(name, task_id=name), partition=0)
+        results = first_results(await reader.until(2))
+    assert ("failed", "backend_protocol") == (results["large"]["outcome"], results["large"]["error"]["type"])
+    assert results["small"]["outcome"] == "completed"
+
+
+async def test_a_worker_refuses_topics_that_differ_and_names_the_remedy(kafka: str, tmp_path: Path) -> None:
+    stack = Stack(kafka, tmp_path, [])
+    stack.config.write_text(stack.settings())
+    done = await asyncio.to_thread(stack.run, "worker")
+    assert done.returncode == 1
+    assert "triage topics apply" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_a_worker_that_starts_before_its_brokers_waits_and_says_so(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with Stack(f"127.0.0.1:{port}", tmp_path, [], creates_topics=False) as stack:
+        worker = stack.spawn_worker()
+        async with asyncio.timeout(20):
+            while "waiting for Kafka" not in stack.log.read_text():  # noqa: ASYNC110 - another process's log has no signal
+                await asyncio.sleep(0.05)
+        assert worker.poll() is None
+        assert stack.end(worker) == 0

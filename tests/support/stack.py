@@ -33,7 +33,8 @@ class Stack:
     bootstrap: str
     folder: Path
     backends: Sequence[tuple[str, str]]
-    extra: str = ""
+    backend_extra: str = ""
+    creates_topics: bool = True
     partitions: int = PARTITIONS
     slots: int = 8
     prefix: str = field(default_factory=lambda: fresh_name("t"))
@@ -49,8 +50,9 @@ class Stack:
 
     async def __aenter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        await apply(self.kafka)
-        self.config.write_text(self._settings())
+        if self.creates_topics:
+            await apply(self.kafka)
+        self.config.write_text(self.settings())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -69,10 +71,9 @@ class Stack:
     def log(self) -> Path:
         return self.folder / "worker.log"
 
-    def _settings(self) -> str:
+    def settings(self) -> str:
         rows = [
             "allow_insecure_dev = true",
-            self.extra if not self.extra.startswith("[") else "",
             "[kafka]",
             f'bootstrap = "{self.bootstrap}"',
             f'prefix = "{self.prefix}"',
@@ -80,7 +81,6 @@ class Stack:
             "replication = 1",
             "[metrics]",
             "port = 0",
-            self.extra if self.extra.startswith("[") else "",
         ]
         for number, (kind, url) in enumerate(self.backends, 1):
             rows += [
@@ -89,19 +89,30 @@ class Stack:
                 f'kind = "{kind}"',
                 f'url = "{url}"',
                 f"max_concurrency = {self.slots}",
+                self.backend_extra,
             ]
         return "\n".join(rows)
 
     async def start_worker(self) -> subprocess.Popen[str]:
         """Start a worker and wait for its ready line."""
-        with self.log.open("a") as log:
-            worker = self._spawn(log)
-        self.workers.append(worker)
+        worker = self.spawn_worker()
         assert worker.stdout is not None
         line = await asyncio.to_thread(worker.stdout.readline)
         assert line, f"the worker ended before it was ready:\n{self.log.read_text()[-4000:]}"
         assert json.loads(line)["event"] == "ready"
         return worker
+
+    def spawn_worker(self) -> subprocess.Popen[str]:
+        """Start a worker and do not wait."""
+        with self.log.open("a") as log:
+            worker = self._spawn(log)
+        self.workers.append(worker)
+        return worker
+
+    def run(self, *verb: str) -> subprocess.CompletedProcess[str]:
+        """Run a verb to its end, with this stack's settings."""
+        command = [sys.executable, "-m", "cli", *verb, "--config", str(self.config)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
     def _spawn(self, log: TextIO) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -130,8 +141,8 @@ class Stack:
     def producer(self, **options: Any) -> AIOKafkaProducer:
         return AIOKafkaProducer(bootstrap_servers=self.bootstrap, acks="all", **options)
 
-    def reader(self, topic: str) -> Reader:
-        return Reader(self.bootstrap, topic, self.partitions)
+    def reader(self, topic: str, *, partitions: int | None = None) -> Reader:
+        return Reader(self.bootstrap, topic, partitions or self.partitions)
 
 
 class Reader:
