@@ -25,7 +25,7 @@ from wire.connection import client_options, consumer_options
 from wire.logs import get_logger
 
 LOOK_BACK_MS = 5 * 60_000
-_POLL_MS = 100
+_POLL_MS = 200
 _RETRY_S = 0.25
 _FIRST_RECORD_TIMEOUT_S = 5.0
 # A client that lives for a moment meets "unknown topic" and "no coordinator yet" first; half a second each would delay the start.

@@ -24,7 +24,7 @@ from wire.logs import get_logger
 SUPPORTED = {"faust-streaming": "0.15.3", "mode-streaming": "0.7.1", "aiokafka": "0.14.0"}
 # A burst of records is taken out of one fetch without giving the loop up for longer than this many.
 _YIELD_EVERY = 64
-GULP_BYTES, GULP_WAIT_MS = 65_536, 100
+GULP_BYTES, GULP_WAIT_MS = 65_536, 250
 
 log = get_logger(__name__)
 
@@ -194,7 +194,7 @@ class TableManager(FaustTableManager):  # type: ignore[misc]
 class App(faust.App):  # type: ignore[misc]
     """A Faust app on the corrected transport. `observer` hears of its partitions.
 
-    `reads_in_gulps`: it need not see a record at once, so the broker gathers them for up to 100 ms: at a steady trickle a fetch per
+    `reads_in_gulps`: it need not see a record at once, so the broker gathers them for up to 250 ms: at a steady trickle a fetch per
     record costs more than the record.
     """
 

@@ -20,7 +20,14 @@ from streams.backends import BackendState
 from streams.batching import RouteClass, Window
 from streams.brokertime import BrokerClock
 from streams.caching import AnswerCache
-from streams.errors import BackendOverloaded, BackendUnavailable, DeadlineExpired, ServingError, UnknownModel
+from streams.errors import (
+    BackendOverloaded,
+    BackendRejected,
+    BackendUnavailable,
+    DeadlineExpired,
+    ServingError,
+    UnknownModel,
+)
 from streams.fleet import Fleet
 from streams.lanes import DeficitRoundRobin
 from streams.outcome import Served
@@ -185,9 +192,11 @@ class Dispatcher:
 
     def answered(self, task: Task, answer: Answer, *, now_s: float) -> list[Effect]:
         """A backend answered. Ignored when the task has its outcome already."""
-        running = self._finish_call(task, latency_s=now_s - (now_s if task.dispatched_s is None else task.dispatched_s))
+        running = self._finish_call(task)
         if running is None:
             return []
+        latency_s = now_s - (now_s if task.dispatched_s is None else task.dispatched_s)
+        running.backend.observe(running.served.model, latency_s)
         self._forget(task)
         served = running.served if not answer.dropped else _with_dropped(running.served, answer.dropped)
         result = outcome.completed(task, served, answer.output, answer.usage, now_s=now_s, now_ms=self.clock.ms(now_s))
@@ -195,9 +204,11 @@ class Dispatcher:
 
     def failed(self, task: Task, error: ServingError, *, now_s: float) -> list[Effect]:
         """A call failed: try again within this worker, or end the task. Ignored when the task has its outcome already."""
-        running = self._finish_call(task, latency_s=None)
+        running = self._finish_call(task)
         if running is None:
             return []
+        if not isinstance(error, BackendRejected):  # that one is the request's fault
+            running.backend.observe(running.served.model, None)
         self._note_failure(running.backend, error, now_s)
         assert self.retries is not None
         delay_s = self.retries.delay_s(error, tries_left=task.tries_left, attempts=task.attempts)
@@ -366,13 +377,12 @@ class Dispatcher:
             self._running[task.key] = _Running(task, served, state)
         return batch
 
-    def _finish_call(self, task: Task, latency_s: float | None) -> _Running | None:
+    def _finish_call(self, task: Task) -> _Running | None:
         running = self._running.get(task.key)
         if running is None or running.task is not task:
             return None
         del self._running[task.key]
         running.backend.finish(task.lane)
-        running.backend.observe(running.served.model, latency_s)
         assert self.retries is not None
         self.retries.budget.earn()
         return running
