@@ -7,7 +7,7 @@ from agents.metrics import WorkerMetrics
 from schemas import headers as names
 from schemas.result import Result
 from schemas.topics import MAX_RECORD_BYTES, TopicNames
-from wire.producing import DurableProducer
+from wire.producing import DurableProducer, RecordTooLarge
 
 
 class DeadLetters:
@@ -22,14 +22,19 @@ class DeadLetters:
         Raises: ProducerClosed.
         """
         message = delivery.message
-        headers = [*delivery.headers, *self._headers(delivery, result, attempts, deadline_ms)]
+        ours = self._headers(delivery, result, attempts, deadline_ms)
+        headers = [*delivery.headers, *ours]
         value: bytes | None = message.value
         if value is not None and len(value) > MAX_RECORD_BYTES:
             headers.append((names.VALUE_BYTES, str(len(value)).encode()))
             value = None
-        await self._producer.write(
-            self._topics.dead_letters, delivery.partition, key=message.key, value=value, headers=headers
-        )
+        topic, partition = self._topics.dead_letters, delivery.partition
+        try:
+            await self._producer.write(topic, partition, key=message.key, value=value, headers=headers)
+        except RecordTooLarge:
+            # Key and headers of the request, which compression can hide from the lane topic's limit, are too large themselves.
+            size = (names.VALUE_BYTES, str(len(message.value or b"")).encode())
+            await self._producer.write(topic, partition, key=None, value=None, headers=[*ours, size])
         error = result.error
         self._metrics.dead_letters.labels(error.type.value if error else "").inc()
 

@@ -147,7 +147,10 @@ class DispatchLoop:
         tasks = list(batch.tasks)
         self._metrics.batch_size[tasks[0].lane].observe(len(tasks))
         self._metrics.decisions.labels(batch.reason).inc()
-        await self._announce(batch)
+        try:
+            await self._announce(batch)
+        except Exception as error:  # noqa: BLE001 - the calls must begin whatever becomes of their announcement
+            log.error("batch not announced", batch=batch.id, error=type(error).__name__)
         for task in tasks:
             # Each in a task of its own, so that one can be aborted without the others.
             if self.dispatcher.is_running(task):

@@ -133,7 +133,12 @@ class LaneIntake:
             await self._finished.caught_up(self.lane, message.partition)
             if generation != self._generation:
                 return
-        self._take(delivery)
+        try:
+            self._take(delivery)
+        except Exception as error:  # noqa: BLE001 - whatever a record does to us, it gets an outcome
+            log.error("request not understood", lane=self.lane.value, error=type(error).__name__)
+            task_id = made_id(self.lane, delivery.partition, delivery.offset)
+            self._reject(delivery, DecodeError(ErrorType.INTERNAL, "the request could not be handled"), task_id)
         await self._room(message.partition, generation)
 
     def _take(self, delivery: Delivery) -> None:
@@ -149,10 +154,6 @@ class LaneIntake:
             return
         except RequestError as error:
             self._reject(delivery, DecodeError(error.type, error.detail, tenant=request.tenant), task_id)
-            return
-        except Exception as error:  # noqa: BLE001 - whatever a record does to us, it gets an outcome
-            log.error("request not understood", lane=self.lane.value, error=type(error).__name__)
-            self._reject(delivery, DecodeError(ErrorType.INTERNAL, "the request could not be handled"), task_id)
             return
         key = (task_id, source.partition)
         if self._finished.is_finished(*key):

@@ -19,6 +19,8 @@ COPIED = frozenset(
     {"traceparent", "tracestate", "correlation_id", "kafka_correlationId", "triage.batch", "triage.idempotency"}
 )
 
+MOST_COPIED_BYTES = 4096
+
 # On retries and dead letters.
 TASK_ID = "triage.task_id"
 LANE = "triage.lane"
@@ -50,5 +52,5 @@ def find(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
 
 
 def copied(headers: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """Return the headers of a request that its result carries too."""
-    return [(key, value) for key, value in headers if key in COPIED]
+    """Return the headers of a request that its result carries too; one that is longer than 4 KiB is left behind."""
+    return [(key, value) for key, value in headers if key in COPIED and len(value or b"") <= MOST_COPIED_BYTES]
