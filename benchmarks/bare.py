@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import sys
 
@@ -19,6 +20,7 @@ from streams.acks import InOrderAcks
 
 
 async def main(bootstrap: str, requests: str, results: str, group: str, url: str, in_flight: int) -> None:
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     consumer = AIOKafkaConsumer(
@@ -63,6 +65,7 @@ async def main(bootstrap: str, requests: str, results: str, group: str, url: str
                     work = asyncio.create_task(handle(tp, record.offset, record.key, record.value))
                     running.add(work)
                     work.add_done_callback(running.discard)
+        await asyncio.gather(*running, return_exceptions=True)
         committing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await committing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import statistics
@@ -109,6 +110,8 @@ class Results:
 @contextmanager
 def bench(latency_ms: float = LATENCY_MS) -> Iterator[Bench]:
     """A broker and a stub server for one benchmark."""
+    # A topic that was made a moment ago has no leader yet, which the client says again and again.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     (port,) = free_ports(1)
     stub = [sys.executable, "-m", "benchmarks.stub", str(port), str(latency_ms)]
     with KafkaCluster() as cluster, child(stub) as process:
