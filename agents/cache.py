@@ -32,7 +32,9 @@ class CacheFollower:
         """Read until cancelled; a broker's failure is waited out and costs only hits."""
         positions: dict[TopicPartition, int] = {}
         while True:
-            consumer = AIOKafkaConsumer(**consumer_options(self._kafka, client_id=f"{self._client_id}-cache"))
+            options = consumer_options(self._kafka, client_id=f"{self._client_id}-cache")
+            # A long poll returns when there is something: a longer one costs an idle worker less.
+            consumer = AIOKafkaConsumer(**options | {"fetch_max_wait_ms": _POLL_MS})
             try:
                 await consumer.start()
                 await self._read(consumer, positions)

@@ -104,7 +104,7 @@ def unsafe(settings: Settings) -> list[str]:
     found = []
     if settings.kafka.replication == 1:
         found.append("kafka.replication = 1 loses acknowledged requests with a disk")
-    if settings.kafka.security == "PLAINTEXT" and not all(map(_is_loopback, settings.kafka.bootstrap.split(","))):
+    if settings.kafka.security == "PLAINTEXT" and not all(map(is_loopback, settings.kafka.bootstrap.split(","))):
         found.append(f"kafka.security = PLAINTEXT sends prompts unencrypted to {settings.kafka.bootstrap}")
     return found
 
@@ -119,7 +119,7 @@ def leaves(model: BaseModel, path: KeyPath = ()) -> Iterator[tuple[KeyPath, obje
             yield (*path, name), value
 
 
-def _is_loopback(server: str) -> bool:
+def is_loopback(server: str) -> bool:
     host = server.strip().rsplit(":", 1)[0].strip("[]")
     try:
         return ip_address(host).is_loopback

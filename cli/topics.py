@@ -29,7 +29,7 @@ def verify(config: Config = None, as_json: Json = False, timeout: Timeout = 10.0
     Example:
       triage topics verify --config triage.toml
     """
-    kafka = _kafka(config)
+    kafka = _as_on_this_machine(config, _kafka(config), timeout)
     found = _look(kafka, timeout)
     if as_json:
         _print_json(kafka, differences=found)
@@ -86,6 +86,25 @@ def _kafka(config: Path | None) -> KafkaSettings:
     settings = load(config).settings
     configure("console", "error")
     return settings.kafka
+
+
+def _as_on_this_machine(config: Path | None, kafka: KafkaSettings, timeout_s: float) -> KafkaSettings:
+    """Take partitions and replication that nobody set from a cluster on this machine, which is `triage dev`'s: it has 6 and 1.
+
+    Elsewhere the defaults are what a cluster must have.
+    """
+    from cli.configuration import is_loopback, load
+    from wire.topics import shape
+
+    origins = load(config).origins
+    unset = [name for name in ("partitions", "replication") if origins.get(f"kafka.{name}") == "default"]
+    if not unset or not all(map(is_loopback, kafka.bootstrap.split(","))):
+        return kafka
+    found = asyncio.run(shape(kafka, timeout_s=timeout_s))
+    if found is None:
+        return kafka
+    values = dict(zip(("partitions", "replication"), found, strict=True))
+    return kafka.model_copy(update={name: values[name] for name in unset})
 
 
 def _look(kafka: KafkaSettings, timeout_s: float) -> list[Difference]:

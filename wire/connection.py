@@ -37,7 +37,7 @@ _SESSION_TIMEOUT_MS = 10_000
 _HEARTBEAT_MS = 3_000
 # A fetch holds at most this much; one partition's share takes any single batch that a topic of ours admits.
 _FETCH_MAX_BYTES = 32 << 20
-_FETCH_MAX_WAIT_MS = 500
+_FETCH_MAX_WAIT_MS = 100
 
 _PROBE_EVERY_S = 0.5
 _PROBE_TIMEOUT_S = 3.0

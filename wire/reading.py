@@ -25,8 +25,10 @@ Record: TypeAlias = Any
 Offsets: TypeAlias = Mapping[TopicPartition, int]
 
 CONNECT_S = 4.0
-# A client meets "unknown topic" first; half a second's wait would be most of the time that a command takes.
+# A client meets "unknown topic" first, and asked for an end it answers only when its long poll is over: neither may be most of the
+# time that a command takes.
 _QUICK = {"retry_backoff_ms": 20}
+_SHORT_POLL = {"fetch_max_wait_ms": 20}
 _POLL_MS = 250
 # The end may lie behind a transaction that nobody ends: what comes after it cannot be read.
 _SILENT_S = 5.0
@@ -106,7 +108,7 @@ async def log_reader(kafka: KafkaSettings, *, client_id: str) -> AsyncIterator[L
     Raises: BrokersUnreachable, CredentialsUnusable.
     """
     await wait_for_brokers(kafka, log=_log, timeout_s=CONNECT_S)
-    consumer = AIOKafkaConsumer(**consumer_options(kafka, client_id=client_id) | _QUICK)
+    consumer = AIOKafkaConsumer(**consumer_options(kafka, client_id=client_id) | _QUICK | _SHORT_POLL)
     admin = AIOKafkaAdminClient(**client_options(kafka, client_id=client_id) | _QUICK)
     try:
         await consumer.start()

@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import InvalidReplicationFactorError, KafkaError, TopicAlreadyExistsError, for_code
 
-from schemas.topics import Topic, catalogue
+from schemas.topics import Lane, Topic, catalogue
 from streams.catalogue import Action, Difference, FoundTopic, differences, wanted_config
 from streams.settings import KafkaSettings
 from wire.clock import monotonic_s
@@ -55,6 +55,17 @@ async def verify(kafka: KafkaSettings, *, timeout_s: float = 10.0) -> list[Diffe
     """
     async with _admin(kafka, timeout_s) as admin:
         return _compare(kafka, await _describe(admin, {topic.name for topic in _wanted(kafka)}))
+
+
+async def shape(kafka: KafkaSettings, *, timeout_s: float = 10.0) -> tuple[int, int] | None:
+    """Return the partitions and the replication of the cluster's most urgent lane, None when it has none.
+
+    Raises: as `verify`.
+    """
+    name = kafka.names.requests(Lane.CRITICAL)
+    async with _admin(kafka, timeout_s) as admin:
+        described = (await _describe(admin, {name})).get(name)
+    return None if described is None else (described.found.partitions, described.found.replication)
 
 
 async def apply(kafka: KafkaSettings, *, timeout_s: float = 10.0) -> Applied:
