@@ -27,7 +27,7 @@ class ControlApp:
         self._index = index
         topics = kafka.names
         # With more partitions, or Faust's default buffer of 1000 events, other workers would not see an update for a long time.
-        self._gpus = app.GlobalTable("gpus", key_type=str, value_type=dict, partitions=1, recovery_buffer_size=1)
+        self._gpus = app.GlobalTable("gpus", key_type=str, partitions=1, recovery_buffer_size=1)
         self._cache = app.Table("cache", key_type=bytes, value_type=bytes, partitions=kafka.partitions)
         self._appended_ms = 0
         gpu_topic = app.topic(topics.gpu_metrics, key_serializer="raw", value_serializer="raw", allow_empty=True)

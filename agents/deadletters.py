@@ -28,13 +28,15 @@ class DeadLetters:
         if value is not None and len(value) > MAX_RECORD_BYTES:
             headers.append((names.VALUE_BYTES, str(len(value)).encode()))
             value = None
+        if message.key is None and value is None:
+            value = b""  # aiokafka refuses a record that has neither
         topic, partition = self._topics.dead_letters, delivery.partition
         try:
             await self._producer.write(topic, partition, key=message.key, value=value, headers=headers)
         except RecordTooLarge:
             # Key and headers of the request, which compression can hide from the lane topic's limit, are too large themselves.
             size = (names.VALUE_BYTES, str(len(message.value or b"")).encode())
-            await self._producer.write(topic, partition, key=None, value=None, headers=[*ours, size])
+            await self._producer.write(topic, partition, key=None, value=b"", headers=[*ours, size])
         error = result.error
         self._metrics.dead_letters.labels(error.type.value if error else "").inc()
 

@@ -20,6 +20,7 @@ from schemas.request import DEFAULT_TENANT
 from schemas.result import ErrorType, Outcome, Result, ResultError
 from schemas.topics import Lane, TopicNames
 from streams import outcome
+from streams.deadlines import LONGEST_MS
 from streams.dispatcher import Abort, Batch, Dispatcher, Effect, Finish, Send
 from streams.errors import BackendError, BackendProtocolError, ServingError
 from streams.outcome import FinishedIndex
@@ -270,7 +271,9 @@ class DispatchLoop:
             "request rejected", lane=delivery.intake.lane.value, reason=error.type.value, source=str(delivery.source)
         )
         try:
-            await self._dead_letters.write(delivery, result, attempts=0, deadline_ms=None)
+            # What no deadline could be read from has the longest.
+            due_ms = delivery.appended_ms + LONGEST_MS
+            await self._dead_letters.write(delivery, result, attempts=0, deadline_ms=due_ms)
             await self._producer.write(
                 self._names.results,
                 delivery.partition,

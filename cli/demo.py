@@ -3,211 +3,173 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import shutil
 import threading
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import orjson
 import typer
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from cli.demo_picture import Tally, heading, line, print_recap
 from cli.dev import run
-from cli.embedded.stack import PARTITIONS, DevStack, Options
-from cli.errors import INTERRUPTED, Failed
+from cli.embedded.settings_file import NO_FILE, PARTITIONS
+from cli.embedded.stack import DevStack, Options
+from cli.errors import INTERRUPTED, OK, Failed
 from schemas.codec import decode
-from schemas.result import Outcome, Result
-from schemas.topics import Lane, TopicNames
+from schemas.result import Result
+from schemas.topics import Lane
+from wire import logs
 from wire.clock import monotonic_s, wall_ms
 
 # Requests per second and lane: together a little more than the small model answers on two cores, so that lanes have to wait.
 RATES = {Lane.CRITICAL: 0.7, Lane.HIGH: 1.2, Lane.NORMAL: 2.0, Lane.LOW: 2.5}
-_TELL_EVERY_S = 2.0
-_FINISH_S = 20.0
+# A slower machine gets fewer requests: a lane sends no more while this many of its tasks have no outcome.
+MOST_WAITING = {Lane.CRITICAL: 2, Lane.HIGH: 4, Lane.NORMAL: 6, Lane.LOW: 8}
+_TELL_EVERY_S, _LOOK_EVERY_S = 2.0, 0.2
+# What is under way at the end is waited for; longer where a lane would have nothing to show.
+_FINISH_S, _FINISH_SILENT_S = 15.0, 45.0
+_ENDING_S = 3.0
+_REPEATED_RATIO = 0.25
+_REPEATED = ["What is the capital of France?", "What is a normal body temperature?"]
 _QUESTIONS = {
     Lane.CRITICAL: ["Is chest pain an emergency?", "Name one sign of a stroke.", "What number calls an ambulance?"],
-    Lane.HIGH: ["What is a normal body temperature?", "What is the capital of France?", "Name a vitamin in oranges."],
+    Lane.HIGH: ["How long does a cold last?", "When is a fever high?", "Name a vitamin in oranges."],
     Lane.NORMAL: ["Why do we sleep?", "How much water should one drink?", "What does the heart do?"],
     Lane.LOW: ["Summarise why exercise is good.", "Write a line about spring.", "Name three fruits."],
 }
-
-
-@dataclass
-class Tally:
-    """What the demo has seen. Latency runs from append to result, by the broker's clock."""
-
-    sent: Counter[Lane] = field(default_factory=Counter)
-    done: Counter[Lane] = field(default_factory=Counter)
-    failed: Counter[Lane] = field(default_factory=Counter)
-    latency_ms: dict[Lane, list[float]] = field(default_factory=lambda: {lane: [] for lane in Lane})
-    batches: dict[str, int] = field(default_factory=dict)
-    cached: int = 0
-    tokens: int = 0
-    ours: set[str] = field(default_factory=set)
-    answers: deque[tuple[Lane, str, str]] = field(default_factory=lambda: deque(maxlen=1))
-
-    @property
-    def open(self) -> int:
-        return len(self.ours)
-
-    def take(self, result: Result, appended_ms: int, question: str) -> None:
-        if result.task_id not in self.ours:
-            return  # a later record of a task that has its outcome
-        self.ours.discard(result.task_id)
-        lane = result.priority
-        if result.outcome is not Outcome.COMPLETED or result.output is None:
-            self.failed[lane] += 1
-            return
-        self.done[lane] += 1
-        self.cached += result.cached
-        self.latency_ms[lane].append(appended_ms - (result.timing.created_at_ms or appended_ms))
-        if result.batch is not None:
-            self.batches[result.batch.id] = result.batch.size
-        if result.usage is not None and not result.cached:
-            self.tokens += result.usage.completion_tokens
-        self.answers.append((lane, question, (result.output.content or "").strip().replace("\n", " ")))
+_DEADLINE_MS = {Lane.CRITICAL: 60_000, Lane.HIGH: 120_000}
 
 
 class Load:
     """Produces and reads in a thread of its own, with a loop of its own; the main thread looks after the processes."""
 
-    def __init__(self, stack: DevStack, seconds: float) -> None:
-        self._stack, self._seconds = stack, seconds
+    def __init__(self, stack: DevStack, seconds: float, *, tells: bool) -> None:
+        self._stack, self._seconds, self._tells = stack, seconds, tells
         self.tally = Tally()
         self.is_over = threading.Event()
-        self.error: Exception | None = None
-        self._questions: dict[str, str] = {}
+        self.error: BaseException | None = None
         self._is_produced = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._work: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         threading.Thread(target=self._run, daemon=True).start()
 
+    def end(self) -> None:
+        """Have it end where it is, and wait until it has; does nothing when it is over."""
+        if self._loop is not None and self._work is not None:
+            with suppress(RuntimeError):  # its loop is closed
+                self._loop.call_soon_threadsafe(self._work.cancel)
+            self.is_over.wait(_ENDING_S)
+
     def _run(self) -> None:
         try:
             asyncio.run(self._main())
+        except asyncio.CancelledError:
+            pass
         except Exception as error:  # noqa: BLE001 - raised again by the main thread
-            self.error = error
+            self.error = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
         finally:
             self.is_over.set()
 
     async def _main(self) -> None:
-        names = TopicNames()
-        bootstrap = self._stack.bootstrap
+        self._loop, self._work = asyncio.get_running_loop(), asyncio.current_task()
+        names, bootstrap = self._stack.names, self._stack.bootstrap
         async with (
             AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer,
             AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False) as consumer,
         ):
-            tps = [TopicPartition(names.results, number) for number in range(PARTITIONS)]
-            consumer.assign(tps)
-            await consumer.seek_to_end(*tps)
-            reading = asyncio.create_task(self._read(consumer))
-            telling = asyncio.create_task(self._tell())
-            rng = random.Random(1)  # noqa: S311 - a mixture, not a secret
-            await asyncio.gather(*(self._produce(producer, names, lane, rng) for lane in Lane))
-            self._is_produced = True
-            if self.tally.open:
+            partitions = [TopicPartition(names.results, number) for number in range(PARTITIONS)]
+            consumer.assign(partitions)
+            await consumer.seek_to_end(*partitions)
+            async with asyncio.TaskGroup() as group:
+                reading = group.create_task(self._read(consumer))
+                telling = group.create_task(self._tell())
+                rng = random.Random(1)  # noqa: S311 - a mixture, not a secret
+                producing = [group.create_task(self._produce(producer, lane, rng)) for lane in Lane]
+                await asyncio.wait(producing)
+                self._is_produced = True
                 await asyncio.wait([reading], timeout=_FINISH_S)
-            for task in (reading, telling):
-                task.cancel()
-            await asyncio.gather(reading, telling, return_exceptions=True)
+                if self.tally.is_silent:
+                    await asyncio.wait([reading], timeout=_FINISH_SILENT_S)
+                for task in (reading, telling):
+                    task.cancel()
 
-    async def _produce(self, producer: AIOKafkaProducer, names: TopicNames, lane: Lane, rng: random.Random) -> None:
-        end_s = monotonic_s() + self._seconds
-        number = 0
+    async def _produce(self, producer: AIOKafkaProducer, lane: Lane, rng: random.Random) -> None:
+        topic, end_s, number = self._stack.names.requests(lane), monotonic_s() + self._seconds, 0
         while monotonic_s() < end_s:
-            number += 1
-            question = rng.choice(_QUESTIONS[lane])
-            task_id = f"demo-{lane.value}-{number}"
-            self._questions[task_id] = question
-            self.tally.ours.add(task_id)
-            value = _request(task_id, question, repeats=rng.random() < 0.25, number=number)
-            await producer.send_and_wait(names.requests(lane), value, key=task_id.encode())
-            self.tally.sent[lane] += 1
-            await asyncio.sleep(rng.expovariate(RATES[lane]))
+            if self.tally.waiting(lane) < MOST_WAITING[lane]:
+                number += 1
+                task_id = f"demo-{lane.value}-{number}"
+                question, value = new_request(task_id, lane, number, rng)
+                self.tally.ask(task_id, lane, question)
+                await producer.send_and_wait(topic, value, key=task_id.encode())
+            await asyncio.sleep(min(rng.expovariate(RATES[lane]), max(end_s - monotonic_s(), 0)))
 
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
         while self.tally.open or not self._is_produced:
-            for records in (await consumer.getmany(timeout_ms=200)).values():
+            for records in (await consumer.getmany(timeout_ms=int(_LOOK_EVERY_S * 1000))).values():
                 for record in records:
-                    result = decode(Result, record.value)
-                    self.tally.take(result, record.timestamp, self._questions.get(result.task_id, ""))
+                    self.tally.take(decode(Result, record.value), record.timestamp)
 
     async def _tell(self) -> None:
         began_s = monotonic_s()
-        while True:
+        width = shutil.get_terminal_size().columns
+        while self._tells:
             await asyncio.sleep(_TELL_EVERY_S)
-            typer.echo(_line(self.tally, monotonic_s() - began_s))
+            typer.echo(line(self.tally, monotonic_s() - began_s, width))
 
 
-def run_demo(seconds: float) -> int:
-    """Run the demo and return the exit code: 0, or 130 when it was interrupted."""
-    typer.echo("Starting Kafka, a worker, two simulated GPUs and a small language model on this machine ...")
-    stack = DevStack(Options(kafka_port=0), said=typer.echo)
-    load = Load(stack, seconds)
+def new_request(task_id: str, lane: Lane, number: int, rng: random.Random) -> tuple[str, bytes]:
+    """Return a question and the record that asks it: some are repeated to the letter, so that the cache answers them."""
+    repeats = rng.random() < _REPEATED_RATIO
+    question = rng.choice(_REPEATED if repeats else _QUESTIONS[lane])
+    text = question if repeats else f"{question} (case {number})"
+    now_ms = wall_ms()
+    body: dict[str, Any] = {
+        "task_id": task_id,
+        "messages": [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": text}],
+        "parameters": {"max_tokens": 24, "temperature": 0.0 if repeats else 0.7},
+        "created_at_ms": now_ms,
+        "cache": {"mode": "use" if repeats else "bypass"},
+    }
+    if lane in _DEADLINE_MS:
+        body["deadline_at_ms"] = now_ms + _DEADLINE_MS[lane]
+    return question, orjson.dumps(body)
+
+
+def run_demo(seconds: float, *, as_json: bool = False, config: Path | None = None) -> int:
+    """Run the demo and return the exit code: 0, or 130 when it was interrupted. `config` None: no file is read.
+
+    Raises: Failed when requests could not be sent or results not be read.
+    """
+    logs.configure("console", "error")
+    said = _to_stderr if as_json else typer.echo
+    said("Starting Kafka, a worker, a GPU publisher and a small language model here ...")
+    stack = DevStack(Options(kafka_port=0, config=config or NO_FILE), said=said)
+    load = Load(stack, seconds, tells=not as_json)
 
     def ready(record: dict[str, Any]) -> None:
-        note = stack.model.note if stack.model is not None else ""
-        typer.echo(f"Ready after {record['took_s']} s: Kafka at {record['kafka']}, {note}")
-        typer.echo(f"Mixed requests for {seconds:g} s; `waiting` is what has no outcome yet.\n")
+        said(f"Ready after {record['took_s']:.1f} s: Kafka at {record['kafka']}, GPUs {stack.given.gpus},")
+        said(f"model {stack.model.note if stack.model is not None else ', '.join(record['backends'])}")
+        said(f"Logs, while it runs: {stack.logs}\n\nMixed requests for {seconds:g} s:\n\n{heading()}")
         load.start()
 
-    interrupted = run(stack, ready, load.is_over.is_set)
+    interrupted = run(stack, ready, until=load.is_over.is_set, before_end=load.end)
     if load.error is not None:
-        raise Failed(f"The demo's load ended with {type(load.error).__name__}: {load.error}")
-    typer.echo(_recap(load.tally, interrupted))
-    return INTERRUPTED if interrupted else 0
+        raise Failed(f"The demo's load ended with {type(load.error).__name__}: {load.error}") from load.error
+    if as_json:
+        typer.echo(json.dumps(load.tally.as_record(interrupted=interrupted)))
+    elif load.tally.sent:
+        print_recap(load.tally, interrupted=interrupted)
+        typer.echo("`triage dev` runs a stack that stays, and keeps its logs with --data.")
+    return INTERRUPTED if interrupted else OK
 
 
-def _request(task_id: str, question: str, *, repeats: bool, number: int) -> bytes:
-    """Return a request; one that `repeats` is the same question to the letter, so the cache may answer it."""
-    text = question if repeats else f"{question} (case {number})"
-    messages = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": text}]
-    parameters = {"max_tokens": 24, "temperature": 0.0 if repeats else 0.7}
-    now_ms = wall_ms()
-    return orjson.dumps(
-        {
-            "task_id": task_id,
-            "messages": messages,
-            "parameters": parameters,
-            "created_at_ms": now_ms,
-            "deadline_at_ms": now_ms + 120_000,
-            "cache": {"mode": "use" if repeats else "bypass"},
-        }
-    )
-
-
-def _line(tally: Tally, at_s: float) -> str:
-    lanes = "  ".join(f"{lane.value} {tally.done[lane]}/{tally.sent[lane]}" for lane in Lane)
-    answer = ""
-    if tally.answers:
-        lane, question, text = tally.answers[-1]
-        answer = f"\n        {lane.value}: {question} -> {text[:70]}"
-    return f"{at_s:5.0f} s  {lanes}  waiting {tally.open}{answer}"
-
-
-def _recap(tally: Tally, interrupted: bool) -> str:
-    rows = [f"{'lane':10}{'done':>6}{'failed':>8}{'p50':>9}{'p95':>9}"]
-    for lane in Lane:
-        latency = sorted(tally.latency_ms[lane])
-        rows.append(
-            f"{lane.value:10}{tally.done[lane]:6}{tally.failed[lane]:8}{_quantile(latency, 0.5):>9}{_quantile(latency, 0.95):>9}"
-        )
-    sizes = list(tally.batches.values())
-    mean = sum(sizes) / len(sizes) if sizes else 0.0
-    end = "Interrupted." if interrupted else "Done."
-    return "\n".join(
-        [
-            f"\n{end} From append to answer, by Kafka's clock:\n",
-            *rows,
-            f"\n{len(sizes)} batches of {mean:.1f} tasks on average, {tally.cached} answers from the cache, "
-            f"{tally.tokens} tokens generated, {tally.open} tasks without an outcome yet.",
-            "Keep a stack running with `triage dev`; its logs are in the folder that it names.",
-        ]
-    )
-
-
-def _quantile(ordered: list[float], share: float) -> str:
-    if not ordered:
-        return "-"
-    return f"{ordered[min(int(len(ordered) * share), len(ordered) - 1)] / 1000:.2f} s"
+def _to_stderr(text: str) -> None:
+    typer.echo(text, err=True)

@@ -40,6 +40,8 @@ _FOREIGN = {
     "wire.connection.BrokersUnreachable": NOT_REACHABLE,
     "wire.connection.CredentialsUnusable": USAGE,
     "wire.topics.TopicsRefused": FAILED,
+    "agents.app.TopicsDiffer": FAILED,
+    "agents.app.WorkerCrashed": FAILED,
     "cli.embedded.errors.EmbeddedError": FAILED,
 }
 

@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.errors import Failed, SettingsError
+
 if TYPE_CHECKING:
-    from streams.settings import Settings
+    import asyncio
+
+    from aiokafka import AIOKafkaProducer
+
+    from streams.settings import KafkaSettings, Settings
 
 DEFAULT_METRICS_PORT = 8402
 
@@ -35,33 +41,67 @@ def _serve(settings: Settings, *, as_json: bool) -> None:
     import os
 
     import uvloop
-    from aiokafka import AIOKafkaProducer
     from prometheus_client import CollectorRegistry, start_http_server
 
     from agents.gpu_metrics import GpuSeries
     from agents.gpu_publisher import publish, sender
-    from agents.gpu_sources import reader
+    from agents.gpu_sources import UnknownSource, reader
     from cli.stopping import stop_on_signals
-    from wire.connection import producer_options, wait_for_brokers
-    from wire.logs import get_logger
+
+    port = DEFAULT_METRICS_PORT if settings.metrics.port is None else settings.metrics.port
+    registry = CollectorRegistry()
+    series = GpuSeries(registry)
+    try:
+        source = reader(settings.gpus.source)
+    except UnknownSource as error:
+        raise SettingsError(str(error)) from error
+    try:
+        server, _ = start_http_server(port, settings.metrics.host, registry)
+    except OSError as error:
+        where = f"{settings.metrics.host}:{port}"
+        raise Failed(f"Metrics cannot be served at {where} ({error.strerror}): set metrics.port, 0 for any.") from error
 
     async def main() -> None:
         stop = stop_on_signals()
-        registry = CollectorRegistry()
-        series = GpuSeries(registry)
-        port = DEFAULT_METRICS_PORT if settings.metrics.port is None else settings.metrics.port
-        server, _ = start_http_server(port, settings.metrics.host, registry)
-        source = reader(settings.gpus.source)
-        await wait_for_brokers(settings.kafka, log=get_logger(__name__), stop=stop)
-        # Not idempotent: a lost sample is worth nothing, and must not block its partition for ever.
-        options = producer_options(settings.kafka, client_id="triage-gpu-publisher") | {"enable_idempotence": False}
-        async with AIOKafkaProducer(**options) as producer:
+        producer = await _started_producer(settings.kafka, stop)
+        if producer is None:
+            return
+        try:
             line = {"event": "ready", "metrics_port": server.server_port, "pid": os.getpid()}
             typer.echo(json.dumps(line) if as_json else f"publishing GPU samples from {settings.gpus.source}")
             send = sender(producer, settings.kafka.names.gpu_metrics)
             await publish(source, send, stop=stop, period_s=settings.gpus.period_s, series=series)
+        finally:
+            await producer.stop()
+
+    try:
+        uvloop.run(main())
+    finally:
         source.close()
         server.shutdown()
         server.server_close()
 
-    uvloop.run(main())
+
+async def _started_producer(kafka: KafkaSettings, stop: asyncio.Event) -> AIOKafkaProducer | None:
+    """Return a producer that has found a broker, None when `stop` was set before there was one."""
+    from aiokafka import AIOKafkaProducer
+    from aiokafka.errors import KafkaConnectionError
+
+    from wire.connection import producer_options, wait_for_brokers
+    from wire.logs import get_logger
+
+    # Not idempotent: a lost sample is worth nothing, and must not block its partition for ever.
+    options = producer_options(kafka, client_id="triage-gpu-publisher") | {"enable_idempotence": False}
+    log = get_logger(__name__)
+    while not stop.is_set():
+        await wait_for_brokers(kafka, log=log, stop=stop)
+        if stop.is_set():
+            break
+        producer = AIOKafkaProducer(**options)
+        try:
+            await producer.start()
+        except KafkaConnectionError:  # it went away again
+            await producer.stop()
+        else:
+            return producer
+    return None

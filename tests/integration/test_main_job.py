@@ -180,6 +180,23 @@ async def test_what_cannot_be_read_gets_a_dead_letter_and_a_failed_result_and_th
         assert str(places[name]) == headers.find(letter.headers, headers.DLQ_OFFSET)
 
 
+async def test_a_keyless_value_that_unpacks_to_more_than_two_mebibytes_is_dead_lettered_without_its_bytes(
+    stack: Stack,
+) -> None:
+    await stack.start_worker()
+    topic = stack.names.requests(Lane.HIGH)
+    async with stack.producer(compression_type="gzip", max_request_size=8 << 20) as producer:
+        await producer.send_and_wait(topic, request("z" * 3_000_000), partition=0)
+        await producer.send_and_wait(topic, request("good", task_id="good"), partition=0)
+    async with stack.reader(stack.names.results) as reader, stack.reader(stack.names.dead_letters) as dead:
+        results = first_results(await reader.until(2))
+        (letter,) = await dead.until(1)
+    assert ("failed", "completed") == (results["high.0.0"]["outcome"], results["good"]["outcome"])
+    assert b"" == letter.value
+    assert int(headers.find(letter.headers, headers.VALUE_BYTES) or 0) > 3_000_000
+    assert f"{topic}/0/0" == headers.find(letter.headers, headers.SOURCE)
+
+
 async def test_a_request_that_fails_for_good_keeps_its_own_id_and_headers(stack: Stack, server: ScriptedServer) -> None:
     await stack.start_worker()
     async with stack.producer() as producer:
