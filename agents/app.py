@@ -72,6 +72,7 @@ class Worker:
         self.id = f"{self._host}-{self._pid}-{secrets.token_hex(2)}"
         self.registry = CollectorRegistry()
         self.metrics_port: int | None = None
+        self._metrics_server: Any = None
         self._metrics = WorkerMetrics(self.registry)
         self._clock = BrokerClock()
         self._fleet = Fleet(settings.gpus.stale_after_s, settings.pressure)
@@ -141,6 +142,7 @@ class Worker:
             worker=self.id,
             metrics=self._metrics,
             on_backend_down=lambda name: self._down[name].set(),
+            on_fatal=self._fail,
         )
         cache = self._settings.cache
         index = CacheIndex(cache.max_entries, cache.max_bytes, self._kafka.partitions)
@@ -195,8 +197,8 @@ class Worker:
         """Ready means: in every lane's group, with the results log read for the partitions that fell to this worker."""
         for intake in self._intakes:
             await intake.joined.wait()
-            for partition in intake.partitions:
-                await self._finished.caught_up(intake.lane, partition)
+            while missing := [p for p in intake.partitions if not self._finished.is_caught_up(intake.lane, p)]:
+                await self._finished.caught_up(intake.lane, missing[0])
         # What was imported and set up stays: a full collection that looks through it all holds the loop for 50 to 100 ms.
         gc.collect()
         gc.freeze()
@@ -243,8 +245,9 @@ class Worker:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(self._snapshots.retract(), _TICK_S)
         await self._producer.stop()
-        self._metrics_server.shutdown()
-        self._metrics_server.server_close()
+        if self._metrics_server is not None:
+            self._metrics_server.shutdown()
+            self._metrics_server.server_close()
 
     async def _stop_apps(self) -> None:
         for result in await asyncio.gather(*(app.stop() for app in self._apps), return_exceptions=True):
@@ -264,10 +267,13 @@ class Worker:
                 raise
             except Exception as error:  # noqa: BLE001 - said once, by the crash
                 reason = f"{type(error).__name__}: {error}"
-            if not self._is_draining and self._crash is not None and not self._crash.done():
-                self._crash.set_exception(WorkerCrashed(f"{what} {reason}"))
+            self._fail(f"{what} {reason}")
 
         self._background.append(asyncio.create_task(watched()))
+
+    def _fail(self, reason: str) -> None:
+        if not self._is_draining and self._crash is not None and not self._crash.done():
+            self._crash.set_exception(WorkerCrashed(reason))
 
     async def _probe(self, name: str, backend: Backend) -> None:
         """Look at a backend again and again, at once when a call says that it is down."""

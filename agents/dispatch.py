@@ -30,6 +30,8 @@ from wire.clock import monotonic_s
 from wire.logs import get_logger
 from wire.producing import DurableProducer, RecordTooLarge
 
+_AFTER_DEADLINE_S = 1.0
+
 log = get_logger(__name__)
 
 
@@ -57,10 +59,12 @@ class DispatchLoop:
         worker: str,
         metrics: WorkerMetrics,
         on_backend_down: Callable[[str], None] = lambda _name: None,
+        on_fatal: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         self.dispatcher = dispatcher
         self._backends, self._producer, self._index, self._names = backends, producer, index, names
         self._worker, self._metrics, self._on_backend_down = worker, metrics, on_backend_down
+        self._on_fatal = on_fatal
         self._dead_letters = DeadLetters(producer, names, metrics)
         self._finishing: dict[TaskKey, Task] = {}
         self._calls: dict[TaskKey, asyncio.Task[None]] = {}
@@ -171,7 +175,8 @@ class DispatchLoop:
     async def _call(self, batch: Batch, task: Task) -> None:
         backend = self._backends[batch.backend]
         state = self.dispatcher.backends[batch.backend]
-        timeout_s = min(state.settings.timeout_s, max(task.deadline_s - monotonic_s(), 0.001))
+        # The deadline itself ends the call by an Abort; the time-out behind it is for a loop that is late.
+        timeout_s = min(state.settings.timeout_s, max(task.deadline_s - monotonic_s(), 0.0) + _AFTER_DEADLINE_S)
         self._metrics.queue_wait_s[task.lane].observe((task.dispatched_s or task.accepted_s) - task.accepted_s)
         call = Call(task.task_id, batch.model, task.request.messages, task.parameters)
         try:
@@ -234,7 +239,7 @@ class DispatchLoop:
 
     async def _write(self, task: Task, result: Result, cacheable: str | None) -> Result:
         if result.outcome is Outcome.FAILED:
-            delivery = task.deliveries[0] if task.deliveries else None
+            delivery = task.origin
             if isinstance(delivery, Delivery):
                 await self._dead_letters.write(delivery, result, attempts=task.attempts, deadline_ms=task.deadline_ms)
         record_headers = outcome.result_headers(result, headers.copied(task.headers), cacheable)
@@ -246,14 +251,23 @@ class DispatchLoop:
                 value=encode(result),
                 headers=record_headers,
             )
-        except RecordTooLarge as error:
-            failed = outcome.failed(
-                task,
-                BackendProtocolError(f"the answer is too large for a result record: {error}"),
-                now_s=monotonic_s(),
-                now_ms=self.dispatcher.clock.ms(monotonic_s()),
+        except RecordTooLarge:
+            now_s = monotonic_s()
+            error = BackendProtocolError("the answer is too large for a result record")
+            result = replace(
+                outcome.failed(task, error, now_s=now_s, now_ms=self.dispatcher.clock.ms(now_s)), metadata={}
             )
-            return await self._write(task, replace(failed, metadata={}), None)
+            if isinstance(task.origin, Delivery):
+                await self._dead_letters.write(
+                    task.origin, result, attempts=task.attempts, deadline_ms=task.deadline_ms
+                )
+            await self._producer.write(
+                self._names.results,
+                task.source.partition,
+                key=task.task_id.encode(),
+                value=encode(result),
+                headers=outcome.result_headers(result, [], None),
+            )
         return result
 
     async def _reject(self, delivery: Delivery, error: DecodeError, task_id: str) -> None:
@@ -347,4 +361,6 @@ class DispatchLoop:
         self._background.discard(running)
         self._settled.set()
         if not running.cancelled() and (error := running.exception()) is not None:
-            log.error("work ended with an error", error=type(error).__name__, detail=str(error))
+            # A task would be held for ever: a new worker gets it delivered again.
+            log.error("work ended with an error", error=type(error).__name__)
+            self._on_fatal(f"a task's work ended with {type(error).__name__}")

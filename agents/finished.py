@@ -65,7 +65,8 @@ class FinishedFollower:
         owned = set(partitions)
         for partition in self._owned[lane] - owned:
             self.index.release(self._names.requests(lane), partition)
-            self._ready.pop((lane, partition), None)
+            if (event := self._ready.pop((lane, partition), None)) is not None:
+                event.set()  # who waits for it looks again, and finds the partition gone
             self._targets.pop((lane, partition), None)
         # A partition kept over a rebalance needs no second look: its log was followed without a break.
         fresh = {(lane, p) for p in owned if not self.is_caught_up(lane, p)}
@@ -112,8 +113,8 @@ class FinishedFollower:
 
     def observe(self, key: bytes | None, value: bytes, headers: names.Headers, partition: int) -> None:
         """Take note of a results record. One written by others may lack our headers and is parsed; one that cannot be read is skipped."""
-        source, outcome = names.find(headers, names.SOURCE), names.find(headers, names.OUTCOME)
         try:
+            source, outcome = names.find(headers, names.SOURCE), names.find(headers, names.OUTCOME)
             if key is None or source is None or outcome is None:
                 result = decode(Result, value)
                 self.index.observe(result.task_id, result.source, result.outcome)

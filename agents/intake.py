@@ -174,6 +174,7 @@ class LaneIntake:
             request=request,
             sources=[source],
             deliveries=[delivery],
+            origin=delivery,
             headers=delivery.headers,
             appended_ms=delivery.appended_ms,
             deadline_ms=due_ms,

@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "dev": Verb("cli.dev:dev", "Run all of it on this machine, with an embedded Apache Kafka.", "triage dev --port 0"),
     "demo": Verb("cli.dev:demo", "Watch it work for half a minute.", "triage demo --seconds 30"),
     "worker": Verb("cli.worker:worker", "Take requests and have them served.", "triage worker --config triage.toml"),
+    "gateway": Verb("cli.gateway:gateway", "Answer over HTTP.", "triage gateway --config triage.toml"),
     "gpu-publisher": Verb("cli.publisher:gpu_publisher", "Publish GPU readings.", "triage gpu-publisher --once --json"),
     "kafka": Verb("cli.kafka:app", "Run an embedded Apache Kafka.", "triage kafka run --port 9092"),
     "topics": Verb("cli.topics:app", "Compare the topics with the catalogue, or make them so.", "triage topics verify"),

@@ -43,7 +43,7 @@ DLQ_MESSAGE = "__dlq.errors.message"
 def find(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
     """Return the first header of that name as text, None when there is none or it is not text."""
     for key, value in headers:
-        if key == name:
+        if key == name and value is not None:
             try:
                 return value.decode()
             except UnicodeDecodeError:
@@ -52,5 +52,9 @@ def find(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
 
 
 def copied(headers: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """Return the headers of a request that its result carries too; one that is longer than 4 KiB is left behind."""
-    return [(key, value) for key, value in headers if key in COPIED and len(value or b"") <= MOST_COPIED_BYTES]
+    """Return the headers of a request that its result carries too: the first of each name, but none that is longer than 4 KiB."""
+    found: dict[str, bytes] = {}
+    for key, value in headers:
+        if key in COPIED and len(value or b"") <= MOST_COPIED_BYTES:
+            found.setdefault(key, value)
+    return list(found.items())

@@ -207,6 +207,9 @@ class Dispatcher:
         running = self._finish_call(task)
         if running is None:
             return []
+        if now_s >= task.deadline_s:  # the call was cut off by the deadline, or failed as it passed
+            self._forget(task)
+            return [self._end(task, DeadlineExpired(), now_s, running.served)]
         if not isinstance(error, BackendRejected):  # that one is the request's fault
             running.backend.observe(running.served.model, None)
         self._note_failure(running.backend, error, now_s)

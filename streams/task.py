@@ -20,7 +20,8 @@ class Task:
     """A request that was taken in. Owned by the Dispatcher from `accept` until the effect that ends it.
 
     `sources` are the lane records it answers for, `deliveries` the shell's handles to acknowledge them: more than one when the
-    same request was delivered again while it was held. The dispatcher does not look into a delivery.
+    same request was delivered again while it was held; `origin` is
+    the first of them, kept for a dead letter's bytes. The dispatcher does not look into a delivery.
     `deadline_s` and `accepted_s` are monotonic; the `_ms` times are broker time.
     """
 
@@ -30,6 +31,7 @@ class Task:
     request: InferenceTask
     sources: list[Source]
     deliveries: list[object]
+    origin: object
     headers: Headers
     appended_ms: int
     deadline_ms: int

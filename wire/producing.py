@@ -21,6 +21,7 @@ from wire.connection import producer_options, wait_for_brokers
 from wire.logs import get_logger
 
 _STOP_TIMEOUT_S = 5.0
+_START_RETRY_S = 0.5
 # What Kafka's record and batch framing adds, generously.
 _OVERHEAD_BYTES = 512
 
@@ -158,9 +159,16 @@ class DurableProducer:
             task.add_done_callback(self._retiring.discard)
 
     async def _started(self) -> AIOKafkaProducer:
-        await wait_for_brokers(self._kafka, log=log)
-        producer = AIOKafkaProducer(**self._options)
-        await producer.start()
+        while True:
+            await wait_for_brokers(self._kafka, log=log)
+            producer = AIOKafkaProducer(**self._options)
+            try:
+                await producer.start()
+                break
+            except KafkaError as error:  # a broker that answers may not be ready to give out producer ids
+                log.warning("producer not started; trying again", error=type(error).__name__)
+                await producer.stop()
+                await asyncio.sleep(_START_RETRY_S)
         # Else a batch for a partition without a leader expires after `request_timeout_ms`, and with it the partition's sequence.
         producer._message_accumulator._batch_ttl = float("inf")
         return producer
@@ -174,7 +182,10 @@ class DurableProducer:
 
 def _size_bytes(key: bytes | None, value: bytes | None, headers: Headers) -> int:
     return (
-        len(key or b"") + len(value or b"") + sum(len(name) + len(text) + 8 for name, text in headers) + _OVERHEAD_BYTES
+        len(key or b"")
+        + len(value or b"")
+        + sum(len(name) + len(text or b"") + 8 for name, text in headers)
+        + _OVERHEAD_BYTES
     )
 
 

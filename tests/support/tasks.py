@@ -48,6 +48,7 @@ def make_task(
         request=request,
         sources=[source],
         deliveries=[source if delivery is None else delivery],
+        origin=source if delivery is None else delivery,
         headers=(),
         appended_ms=now_ms,
         deadline_ms=EPOCH_MS + int(due_s * 1000),

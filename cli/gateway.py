@@ -1,0 +1,100 @@
+"""`triage gateway`: the HTTP surface."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from streams.settings import Settings
+
+_FORCED_EXIT = 1
+
+
+def gateway(
+    config: Annotated[Path | None, typer.Option("--config", help="Settings file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a ready line for machines.")] = False,
+) -> None:
+    """Answer over HTTP: submit, status, result, cancel; ends cleanly on SIGTERM."""
+    from cli.configuration import load
+    from cli.errors import Failed, SettingsError
+    from wire import logs
+
+    settings = load(config).settings
+    if settings.auth.modes != ["none"]:
+        raise Failed('auth.modes other than ["none"] are not there yet.')
+    if not _is_loopback(settings.gateway.host) and not settings.allow_insecure_dev:
+        raise SettingsError(
+            f'gateway.host = {settings.gateway.host} with auth.modes = ["none"] lets everyone in: '
+            "set allow_insecure_dev = true if this is for development only."
+        )
+    logs.configure(settings.logging.format, settings.logging.level)
+    serve(settings, as_json=as_json)
+
+
+def serve(settings: Settings, *, as_json: bool) -> None:
+    """Run a gateway until a signal; a second signal ends the process at once.
+
+    Raises: Failed, when the port is taken or the topics differ from the catalogue.
+    """
+    import asyncio
+    import json
+
+    import uvloop
+
+    from cli.errors import Failed
+    from gateway import server
+    from gateway.core import Gateway, TopicsDiffer
+    from wire.clock import monotonic_s
+
+    began_s = monotonic_s()
+    host, port = settings.gateway.host, settings.gateway.port
+    try:
+        listening = server.listen(host, port)
+    except OSError as error:
+        raise Failed(
+            f"Port {port} of {host} cannot be used ({error.strerror}): set gateway.port, 0 = any free."
+        ) from None
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+
+    async def main() -> None:
+        running = Gateway(settings, cache_home=_cache_home())
+        loop = asyncio.get_running_loop()
+
+        def on_signal() -> None:
+            if running.stop.is_set():
+                os._exit(_FORCED_EXIT)
+            running.close()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal)
+        work = asyncio.create_task(server.serve(running, listening))
+        ready = asyncio.create_task(running.ready.wait())
+        await asyncio.wait([work, ready], return_when=asyncio.FIRST_COMPLETED)
+        if running.ready.is_set():
+            line = {"event": "ready", "gateway": url, "took_s": round(monotonic_s() - began_s, 2), "pid": os.getpid()}
+            print(json.dumps(line) if as_json else f"gateway is ready at {url}", flush=True)
+        ready.cancel()
+        await work
+
+    try:
+        uvloop.run(main())
+    except TopicsDiffer as error:
+        raise Failed(str(error)) from None
+
+
+def _is_loopback(host: str) -> bool:
+    from ipaddress import ip_address
+
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

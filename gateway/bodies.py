@@ -1,0 +1,162 @@
+"""The bodies of the HTTP API, for its description in OpenAPI. Answers are written as plain JSON of these forms."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from gateway.submission import SubmitBody
+from schemas.result import Result, ResultError
+from schemas.topics import Lane
+
+_REFERENCE = "#/components/schemas/{model}"
+SUBMIT_REFERENCE = {"$ref": _REFERENCE.format(model=SubmitBody.__name__)}
+
+StatusName = Literal["queued", "processing", "completed", "failed", "cancelled", "expired"]
+
+
+class Estimate(BaseModel):
+    """How long until the answer, in seconds, with the bounds of the guess."""
+
+    wait_s: float
+    low_s: float
+    high_s: float
+    confidence: float
+
+
+class Links(BaseModel):
+    """Where to go on."""
+
+    status: str
+    result: str
+    cancel: str
+
+
+class Submitted(BaseModel):
+    """A request that was taken."""
+
+    task_id: str
+    status: Literal["queued"]
+    priority: Lane
+    position: int | None
+    estimate: Estimate | None
+    links: Links
+
+
+class Status(BaseModel):
+    """Where a task stands. Times are RFC 3339 UTC; `position` counts from 1, null when it is not known."""
+
+    task_id: str
+    status: StatusName
+    priority: Lane
+    agent_type: str | None
+    created_at: str | None
+    started_at: str | None
+    finished_at: str | None
+    attempts: int
+    position: int | None
+    estimate: Estimate | None
+    error: ResultError | None
+    batch_id: str | None
+
+
+class ResultBody(BaseModel):
+    """The result record, with its outcome as `status` too."""
+
+    model_config = {"json_schema_extra": {"allOf": [{"$ref": _REFERENCE.format(model=Result.__name__)}]}}
+
+    status: Literal["completed", "failed", "cancelled", "expired"]
+
+
+class Cancelled(BaseModel):
+    """A task that ended as cancelled; `was` is what it was before."""
+
+    task_id: str
+    status: Literal["cancelled"]
+    was: Literal["queued", "processing"]
+
+
+class CacheStats(BaseModel):
+    """Completed tasks of the last five minutes: answered from the cache, or not."""
+
+    hits: int
+    misses: int
+
+
+class LaneStats(BaseModel):
+    """One lane's figures."""
+
+    waiting: int
+    in_flight: int
+    oldest_wait_s: float | None
+    rate_per_minute: int
+    queue_ms_p50: float | None
+    queue_ms_p99: float | None
+
+
+class ModelStats(BaseModel):
+    """One model's figures."""
+
+    latency_ema_ms: float | None
+    failure_ratio: float
+
+
+class Stats(BaseModel):
+    """The queue's figures."""
+
+    queued: int
+    processing: int
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    workers: int
+    avg_processing_ms: float | None
+    throughput_per_minute: int
+    success_ratio: float | None
+    cache: CacheStats
+    lanes: dict[Lane, LaneStats]
+    models: dict[str, ModelStats]
+
+
+class Health(BaseModel):
+    """How the gateway and what it stands on are."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    reasons: list[str]
+    kafka: Literal["reachable", "unreachable", "waiting"]
+    workers: int
+    backends: Any = None
+    gpus: Any = None
+
+
+class FieldError(BaseModel):
+    """One fault: where (JSON pointer), and what is expected there."""
+
+    pointer: str
+    detail: str
+
+
+class ProblemBody(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldError]
+    trace_id: str
+
+
+class _ResultRecord(BaseModel):
+    record: Result
+
+
+def extra_schemas() -> dict[str, Any]:
+    """Return the schemas that no route names by itself: the submit body and the result record."""
+    _, found = models_json_schema(
+        [(SubmitBody, "validation"), (_ResultRecord, "serialization")], ref_template=_REFERENCE
+    )
+    return {name: schema for name, schema in found["$defs"].items() if name != _ResultRecord.__name__}

@@ -1,0 +1,90 @@
+"""Where the logs end now, asked through a client of its own: on a consumer that fetches, the question waits for its long poll."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from gateway.ports import Unavailable
+from streams.settings import KafkaSettings
+from wire.connection import consumer_options
+
+ASK_S = 2.0
+# A client meets "unknown topic" first, once for each topic; half a second's wait would be most of a start.
+_QUICK = {"retry_backoff_ms": 20}
+
+
+@dataclass
+class _Question:
+    """The partitions that several callers want to know the end of, asked together."""
+
+    tps: set[TopicPartition] = field(default_factory=set)
+    answer: asyncio.Future[dict[TopicPartition, int]] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Ends:
+    """Asks for the ends of partitions. What is answered holds for every record acknowledged before the question.
+
+    One question is under way at a time; who comes meanwhile is in the next, all of them together.
+    """
+
+    def __init__(self, kafka: KafkaSettings, *, client_id: str) -> None:
+        self._consumer = AIOKafkaConsumer(**consumer_options(kafka, client_id=f"{client_id}-ends") | _QUICK)
+        self._next: _Question | None = None
+        self._asking: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self._consumer.start()
+
+    async def stop(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+        await self._consumer.stop()
+
+    async def of(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return the offset that the next record of each will get. Raises: Unavailable after 2 s without an answer."""
+        wanted = list(tps)
+        question = self._next = self._next or _Question()
+        question.tps.update(wanted)
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+        found = await asyncio.shield(question.answer)
+        return {tp: found[tp] for tp in wanted}
+
+    async def at_time(self, tps: Iterable[TopicPartition], at_ms: int) -> dict[TopicPartition, int]:
+        """Return the offset of the first record not older than `at_ms`, the end where there is none. Raises: Unavailable."""
+        wanted = list(tps)
+        found = await self.of(wanted)
+        try:
+            async with asyncio.timeout(ASK_S):
+                times = await self._consumer.offsets_for_times(dict.fromkeys(wanted, max(at_ms, 0)))
+        except (TimeoutError, KafkaError) as error:
+            raise Unavailable("Kafka does not answer") from error
+        return found | {tp: at.offset for tp, at in times.items() if at is not None}
+
+    async def _ask(self) -> None:
+        question: _Question | None = None
+        try:
+            while self._next is not None:
+                question, self._next = self._next, None
+                await self._answer(question)
+        finally:
+            self._asking = None
+            for left in (question, self._next):
+                if left is not None and not left.answer.done():
+                    left.answer.cancel()
+
+    async def _answer(self, question: _Question) -> None:
+        try:
+            async with asyncio.timeout(ASK_S):
+                question.answer.set_result(await self._consumer.end_offsets(list(question.tps)))
+        except (TimeoutError, KafkaError):
+            question.answer.set_exception(Unavailable("Kafka does not answer"))
+            question.answer.exception()  # whoever asked may be gone

@@ -1,0 +1,196 @@
+"""Finished tasks in a local SQLite file: which record of the results log holds each outcome.
+
+The file is derived from the log and can be thrown away: a missing, foreign, damaged or older one is begun anew. How far the log was
+read is stored in the transaction that stores the rows, so that a restart goes on where the file ends.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from schemas.result import Outcome
+from schemas.topics import Lane
+
+VERSION = 1
+_CACHE_KIB = 16 * 1024
+_OUTCOMES, _LANES = list(Outcome), list(Lane)
+_OUTCOME_CODES = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
+_LANE_CODES = {lane: code for code, lane in enumerate(_LANES)}
+# Of a machine that lost power while the file was open nothing is known of the file: writes are not synced (see `_open`).
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+_TABLES = """
+CREATE TABLE finished (task_id TEXT, partition INTEGER, tenant TEXT, outcome INTEGER, lane INTEGER, offset INTEGER, at_ms INTEGER,
+                       batch_id TEXT, PRIMARY KEY (task_id, partition)) WITHOUT ROWID;
+CREATE TABLE counts (lane INTEGER, outcome INTEGER, count INTEGER, PRIMARY KEY (lane, outcome)) WITHOUT ROWID;
+CREATE TABLE consumed (partition INTEGER PRIMARY KEY, offset INTEGER);
+CREATE TABLE origin (name TEXT PRIMARY KEY, value TEXT);
+CREATE TRIGGER counted AFTER INSERT ON finished BEGIN
+  UPDATE counts SET count = count + 1 WHERE lane = new.lane AND outcome = new.outcome;
+END;
+"""
+
+
+class Finished(NamedTuple):
+    """A task with its outcome. Its body is the record at `offset` of the results log; `at_ms` is that record's broker time."""
+
+    task_id: str
+    partition: int
+    tenant: str
+    outcome: Outcome
+    lane: Lane
+    offset: int
+    at_ms: int
+    batch_id: str | None = None
+
+
+_Row = tuple[str, int, str, int, int, int, int, str | None]
+
+
+class FinishedFile:
+    """The rows of finished tasks: the first record of each (task_id, partition) stays. Written in batches by `flush`.
+
+    `path` None: in memory. `origin` names the log that the rows come from (cluster and prefix); another one begins a new file.
+    """
+
+    def __init__(self, path: Path | None = None, *, origin: str = "") -> None:
+        self._path, self._origin = path, origin
+        self._fresh: dict[str, dict[int, _Row]] = {}
+        self._consumed: dict[int, int] = {}
+        self.unwritten = 0
+        try:
+            self._database = self._open()
+        except sqlite3.DatabaseError:
+            self._remove()
+            self._database = self._open()
+
+    def add(self, row: Finished) -> None:
+        """Take note of an outcome, given in offset order per partition; a later one of the same task changes nothing."""
+        rows = self._fresh.setdefault(row.task_id, {})
+        if row.partition not in rows:
+            rows[row.partition] = (
+                row.task_id,
+                row.partition,
+                row.tenant,
+                _OUTCOME_CODES[row.outcome],
+                _LANE_CODES[row.lane],
+                row.offset,
+                row.at_ms,
+                row.batch_id,
+            )
+            self.unwritten += 1
+
+    def find(self, task_id: str) -> list[Finished]:
+        """Return the outcomes under this id, one for each partition number on which it has one."""
+        stored: Iterable[_Row] = self._database.execute("SELECT * FROM finished WHERE task_id = ?", (task_id,))
+        rows = {row[1]: row for row in stored}
+        return [_finished(row) for row in {**self._fresh.get(task_id, {}), **rows}.values()]
+
+    def has(self, task_id: str, partition: int) -> bool:
+        """Whether this task has an outcome."""
+        if partition in self._fresh.get(task_id, ()):
+            return True
+        query = "SELECT 1 FROM finished WHERE task_id = ? AND partition = ?"
+        return self._database.execute(query, (task_id, partition)).fetchone() is not None
+
+    def consumed(self, partition: int, offset: int) -> None:
+        """Take note that everything below `offset` of the results log was given to `add`."""
+        self._consumed[partition] = offset
+
+    def offsets(self) -> Mapping[int, int]:
+        """Return, per partition, the next offset to be read."""
+        return {**dict(self._database.execute("SELECT partition, offset FROM consumed")), **self._consumed}
+
+    def counts(self) -> dict[tuple[Lane, Outcome], int]:
+        """Return how many tasks ended how."""
+        self.flush()
+        rows = self._database.execute("SELECT lane, outcome, count FROM counts")
+        return {(_LANES[lane], _OUTCOMES[outcome]): count for lane, outcome, count in rows}
+
+    def flush(self) -> None:
+        """Write what is new. Sorted, so that neighbours in the table are written together: three times as quick."""
+        if not self._consumed:
+            return
+        rows = sorted(row for rows in self._fresh.values() for row in rows.values())
+        database = self._database
+        database.execute("BEGIN")
+        database.executemany("INSERT OR IGNORE INTO finished VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        database.executemany("INSERT OR REPLACE INTO consumed VALUES (?, ?)", self._consumed.items())
+        database.execute("COMMIT")
+        self._fresh, self._consumed, self.unwritten = {}, {}, 0
+
+    def clear(self) -> None:
+        """Forget everything: the log is another one than the file was made from."""
+        self._fresh, self._consumed, self.unwritten = {}, {}, 0
+        self._database.close()
+        self._remove()
+        self._database = self._open()
+
+    def close(self) -> None:
+        """Write everything to the disk and close."""
+        self.flush()
+        with suppress(sqlite3.Error):
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.execute("UPDATE origin SET value = '' WHERE name = 'boot'")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._database.close()
+
+    def _open(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self._path or ":memory:", isolation_level=None)
+        try:
+            is_usable = self._prepare(database)
+        except sqlite3.DatabaseError:
+            database.close()
+            raise
+        if is_usable:
+            return database
+        database.close()
+        self._remove()
+        return self._open()
+
+    def _prepare(self, database: sqlite3.Connection) -> bool:
+        """Set a connection up; False when its file is of another version, another log or a machine that lost power."""
+        database.execute("PRAGMA journal_mode = WAL")
+        # A killed process loses nothing so, and a machine that lost power is found by its boot id.
+        database.execute("PRAGMA synchronous = OFF")
+        database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and (version != VERSION or not self._is_ours(database)):
+            return False
+        if not tables:
+            self._create(database)
+        database.execute("INSERT OR REPLACE INTO origin VALUES ('boot', ?)", (_boot_id(),))
+        return True
+
+    def _is_ours(self, database: sqlite3.Connection) -> bool:
+        origin = dict(database.execute("SELECT name, value FROM origin"))
+        return origin.get("log") == self._origin and origin.get("boot") in ("", _boot_id())
+
+    def _create(self, database: sqlite3.Connection) -> None:
+        database.executescript(_TABLES)
+        codes = [(lane, outcome, 0) for lane in range(len(_LANES)) for outcome in range(len(_OUTCOMES))]
+        database.executemany("INSERT INTO counts VALUES (?, ?, ?)", codes)
+        database.execute("INSERT INTO origin VALUES ('log', ?)", (self._origin,))
+        database.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _remove(self) -> None:
+        if self._path is not None:
+            for suffix in ("", "-wal", "-shm"):
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+
+def _finished(row: _Row) -> Finished:
+    task_id, partition, tenant, outcome, lane, offset, at_ms, batch_id = row
+    return Finished(task_id, partition, tenant, _OUTCOMES[outcome], _LANES[lane], offset, at_ms, batch_id)
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return "unknown"

@@ -1,0 +1,153 @@
+"""What goes wrong over HTTP: the one catalogue of problem types, and their bodies. Source: RFC 9457.
+
+A problem says what to change and repeats nothing of what was sent.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from gateway.ports import OutcomeUnknown, Unavailable
+from wire.logs import get_logger
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 2
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+log = get_logger(__name__)
+
+
+class Kind(Enum):
+    """Every problem: its name in `type`, its status, its title."""
+
+    UNPARSABLE = ("unparsable", 400, "The body is not JSON")
+    NOT_FOUND = ("not-found", 404, "There is no such task")
+    NO_ROUTE = ("no-such-route", 404, "There is no such route")
+    METHOD = ("method-not-allowed", 405, "The route does not take this method")
+    ENDED = ("task-has-ended", 409, "The task has ended")
+    GONE = ("gone", 410, "The task is past its retention")
+    TOO_LARGE = ("too-large", 413, "The request is too large")
+    MEDIA = ("unsupported-media-type", 415, "The body must be application/json")
+    INVALID = ("invalid", 422, "The request is not what it must be")
+    INTERNAL = ("internal", 500, "Something went wrong inside the gateway")
+    UNAVAILABLE = ("unavailable", 503, "The gateway cannot answer now")
+    OUTCOME_UNKNOWN = ("outcome-unknown", 503, "It is not known whether the request was taken")
+
+    @property
+    def name_in_type(self) -> str:
+        return self.value[0]
+
+    @property
+    def type(self) -> str:
+        return f"urn:triage:problem:{self.name_in_type}"
+
+    @property
+    def status(self) -> int:
+        return self.value[1]
+
+    @property
+    def title(self) -> str:
+        return self.value[2]
+
+
+_BY_STATUS = {404: Kind.NO_ROUTE, 405: Kind.METHOD}
+
+
+class Problem(Exception):
+    """An answer that is a problem. `errors` are (JSON pointer, what is expected); `more` are members of its own."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        detail: str | None = None,
+        *,
+        errors: Sequence[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(kind.title)
+        self.kind, self.detail, self.errors = kind, detail, errors
+        self.headers = dict(headers or {})
+        self.more = more
+
+
+def kind_of(error: Problem | Unavailable) -> Kind:
+    """Return which problem an error comes out as."""
+    if isinstance(error, Problem):
+        return error.kind
+    return Kind.OUTCOME_UNKNOWN if isinstance(error, OutcomeUnknown) else Kind.UNAVAILABLE
+
+
+def invalid(pointer: str, detail: str) -> Problem:
+    """Return the problem of one wrong field."""
+    return Problem(Kind.INVALID, f"{pointer or 'the body'}: {detail}", errors=[(pointer, detail)])
+
+
+def response(problem: Problem, trace_id: str) -> Response:
+    """Return the problem's HTTP response; a 503 says when to come back."""
+    kind = problem.kind
+    body: dict[str, Any] = {
+        "type": kind.type,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": problem.detail or kind.title,
+        "errors": [{"pointer": pointer, "detail": detail} for pointer, detail in problem.errors],
+        "trace_id": trace_id,
+        **problem.more,
+    }
+    headers = dict(problem.headers)
+    if kind.status == 503:
+        headers.setdefault("Retry-After", str(RETRY_AFTER_S))
+    return Response(orjson.dumps(body), kind.status, headers, MEDIA_TYPE)
+
+
+def trace_id_of(request: Request) -> str:
+    """Return the caller's trace id (W3C `traceparent`), else a new one."""
+    given = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
+    return given[1] if given else secrets.token_hex(16)
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of `app` come out as a problem."""
+    app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(Unavailable, _unavailable)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return response(error, trace_id_of(request))
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Unavailable)
+    return response(Problem(kind_of(error), str(error) or None), trace_id_of(request))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = _BY_STATUS.get(error.status_code, Kind.INTERNAL if error.status_code >= 500 else Kind.INVALID)
+    return response(Problem(kind, headers=error.headers), trace_id_of(request))
+
+
+async def _validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    rows = [("/" + "/".join(str(part) for part in each["loc"]), str(each["msg"])) for each in error.errors()]
+    return response(Problem(Kind.INVALID, errors=rows), trace_id_of(request))
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    trace_id = trace_id_of(request)
+    log.error("request failed inside the gateway", error=type(error).__name__, trace_id=trace_id)
+    return response(Problem(Kind.INTERNAL), trace_id)

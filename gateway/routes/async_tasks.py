@@ -1,0 +1,106 @@
+"""Tasks over HTTP: `/v1/async/…`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from gateway import bodies
+from gateway.ports import Unavailable
+from gateway.problems import Problem, kind_of
+from gateway.routes.replies import (
+    CallerHere,
+    described,
+    gateway_of,
+    json_body,
+    json_response,
+    tasks_of,
+    trace_headers,
+)
+from schemas.topics import Lane
+
+router = APIRouter(prefix="/v1/async", tags=["tasks"])
+
+LONGEST_WAIT_S = 60
+_POLL_AFTER_S = "1"
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    404: described(bodies.ProblemBody, "Unknown, or another tenant's."),
+    503: described(bodies.ProblemBody, "Kafka is away or the view has not caught up; come back after Retry-After."),
+}
+_SUBMIT = {"requestBody": {"required": True, "content": {"application/json": {"schema": bodies.SUBMIT_REFERENCE}}}}
+
+
+@router.post(
+    "/submit",
+    status_code=202,
+    openapi_extra=_SUBMIT,
+    responses={
+        202: described(bodies.Submitted, "The request is durable."),
+        400: described(bodies.ProblemBody, "Not JSON."),
+        413: described(bodies.ProblemBody, "The body, or the record to be written, is too large."),
+        415: described(bodies.ProblemBody, "Not application/json."),
+        422: described(bodies.ProblemBody, "A field is not what it must be."),
+        503: described(bodies.ProblemBody, "Not taken, or not known whether it was (see `type`)."),
+    },
+)
+async def submit(request: Request, caller: CallerHere) -> Response:
+    """Hand a request in. 202 means that Kafka has it, and that it ends in exactly one outcome."""
+    gateway = gateway_of(request)
+    try:
+        body = await json_body(request, gateway.settings.gateway.max_body_bytes)
+        answer = await gateway.tasks.submit(caller, body, trace_headers(request))
+    except (Problem, Unavailable) as problem:
+        gateway.metrics.rejected.labels(kind_of(problem).name_in_type).inc()
+        raise
+    gateway.metrics.accepted[Lane(answer.body["priority"])].inc()
+    place = answer.body["links"]["status"]
+    return json_response(answer.body, answer.status, Location=place, Retry_After=_POLL_AFTER_S)
+
+
+@router.get("/status/{task_id}", responses={200: described(bodies.Status, "Where it stands."), **_PROBLEMS})
+async def status(request: Request, task_id: str, caller: CallerHere) -> Response:
+    """Say where a task stands."""
+    return json_response(await tasks_of(request).status(caller, task_id))
+
+
+@router.get(
+    "/result/{task_id}",
+    responses={
+        200: described(bodies.ResultBody, "The result record."),
+        202: described(bodies.Status, "Not finished yet: its status."),
+        410: described(bodies.ProblemBody, "Past its retention."),
+        **_PROBLEMS,
+    },
+)
+async def result(
+    request: Request,
+    task_id: str,
+    caller: CallerHere,
+    wait: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S, description="Seconds to wait for it.")] = 0,
+) -> Response:
+    """Return a task's result, waiting for it when asked to."""
+    answer = await tasks_of(request).result(caller, task_id, wait)
+    headers = {"Retry_After": _POLL_AFTER_S} if answer.status == 202 else {}
+    return json_response(answer.body, answer.status, **headers)
+
+
+@router.delete(
+    "/cancel/{task_id}",
+    responses={
+        200: described(bodies.Cancelled, "It ended as cancelled."),
+        202: described(bodies.Status, "The cancellation is written; the log has not answered in 2 s."),
+        409: described(bodies.ProblemBody, "It had ended otherwise: `outcome`."),
+        **_PROBLEMS,
+    },
+)
+async def cancel(request: Request, task_id: str, caller: CallerHere) -> Response:
+    """Cancel a task; what is first in the results log is what it ended as."""
+    answer = await tasks_of(request).cancel(caller, task_id)
+    return json_response(answer.body, answer.status)
+
+
+@router.get("/stats", responses={200: described(bodies.Stats, "The queue's figures."), 503: _PROBLEMS[503]})
+async def stats(request: Request, caller: CallerHere) -> Response:
+    """Count tasks and tell rates; rates, durations and cache lookups are of the last five minutes."""
+    return json_response(tasks_of(request).stats())

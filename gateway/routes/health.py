@@ -1,0 +1,77 @@
+"""Health, probes, metrics, version, and the page at `/`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway import bodies
+from gateway.core import Gateway
+from gateway.page import PAGE
+from gateway.ports import Unavailable
+from gateway.routes.replies import described, gateway_of, json_response
+from schemas import __version__
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get(
+    "/v1/async/health",
+    responses={
+        200: described(bodies.Health, "healthy or degraded."),
+        503: described(bodies.Health, "unhealthy."),
+    },
+)
+async def health(request: Request) -> Response:
+    """Say how the gateway and what it stands on are."""
+    body = health_of(gateway_of(request))
+    return json_response(body, 503 if body["status"] == "unhealthy" else 200)
+
+
+def health_of(gateway: Gateway) -> dict[str, Any]:
+    """Return the health body: unhealthy when task routes cannot answer, degraded when nobody would serve a task."""
+    logs = gateway.logs
+    kafka = "waiting" if logs is None else "unreachable" if not logs.is_reachable else "reachable"
+    workers = gateway.fleet.workers(logs.now_ms) if logs is not None else 0
+    reasons = []
+    if kafka != "reachable":
+        reasons.append("Kafka does not answer")
+    elif not gateway.ready.is_set():
+        reasons.append("the gateway reads the logs and has not caught up yet")
+    status = "unhealthy" if reasons else "healthy" if workers else "degraded"
+    if not workers:
+        reasons.append("no worker was heard of in the last 5 s")
+    return {"status": status, "reasons": reasons, "kafka": kafka, "workers": workers, "backends": None, "gpus": None}
+
+
+@router.get("/healthz/live", include_in_schema=False)
+async def live() -> Response:
+    return json_response({"status": "alive"})
+
+
+@router.get("/healthz/ready", include_in_schema=False)
+async def ready(request: Request) -> Response:
+    gateway = gateway_of(request)
+    if gateway.logs is None or gateway.stop.is_set():
+        raise Unavailable("the gateway is stopping" if gateway.stop.is_set() else "the gateway waits for Kafka")
+    gateway.logs.require()
+    return json_response({"status": "ready"})
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(request: Request) -> Response:
+    return Response(generate_latest(gateway_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/version")
+async def version() -> Response:
+    """Say which version this is."""
+    return json_response({"version": __version__})
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    return HTMLResponse(PAGE)

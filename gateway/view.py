@@ -1,0 +1,263 @@
+"""The view: what the logs say of every task. Decisions only; whoever reads the logs feeds it.
+
+It may be fed the topics in any order, each partition in offset order, and comes to the same answer. A task is (task_id, partition);
+its outcome is the first record in the results log of that partition, and from then on nothing changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import orjson
+
+from gateway.finished import Finished, FinishedFile
+from gateway.ranks import Ranks
+from gateway.recent import Recent
+from gateway.records import Glance, glance
+from schemas import headers as names
+from schemas.codec import DecodeError, decode
+from schemas.headers import Headers
+from schemas.ids import home, made_id
+from schemas.result import Outcome, Result, Source
+from schemas.topics import Lane, TopicNames
+from streams.task import TaskKey
+
+_BATCH = "triage.batch"
+_OUTCOMES = {outcome.value.encode(): outcome for outcome in Outcome}
+_ORDER = {lane: number for number, lane in enumerate(Lane)}
+# A place among the waiting: milliseconds, then partition and offset, in one integer.
+_PARTITION_BITS, _OFFSET_BITS = 10, 48
+
+
+@dataclass(slots=True)
+class Unfinished:
+    """A task without an outcome. `offset` is its lane record's; times are broker time, but for `created_at_ms`, the producer's.
+
+    `attempts` 0: not started. `started_at_ms` is the newest start's, None when only its count is known.
+    """
+
+    task_id: str
+    partition: int
+    tenant: str
+    lane: Lane
+    offset: int
+    appended_ms: int
+    created_at_ms: int
+    agent_type: str | None
+    batch_id: str | None
+    cost_tokens: int
+    attempts: int = 0
+    started_at_ms: int | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.attempts == 0
+
+    @property
+    def place(self) -> int:
+        """Return where it stands among those of its lane: older first."""
+        return (self.appended_ms << _PARTITION_BITS | self.partition) << _OFFSET_BITS | self.offset
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    attempt: int
+    at_ms: int
+
+
+class View:
+    """Answers for one gateway. Not thread-safe; its only writer is whoever follows the logs.
+
+    `is_live` False while the log is read from the past: results then are not looked at for rates.
+    """
+
+    def __init__(self, topics: TopicNames, partitions: int, finished: FinishedFile) -> None:
+        self.finished, self.recent = finished, Recent()
+        self.is_live = False
+        self.not_understood = 0
+        self._topics, self._partitions = topics, partitions
+        self._lanes = {topics.requests(lane): lane for lane in Lane}
+        self._unfinished: dict[TaskKey, Unfinished] = {}
+        self._waiting = {lane: Ranks() for lane in Lane}
+        self._in_flight = dict.fromkeys(Lane, 0)
+        # Where each lane's partition was read to, and starts of tasks beyond it, by the place of their request.
+        self._read_to: dict[tuple[Lane, int], int] = {}
+        self._early: dict[tuple[Lane, int, int], _Start] = {}
+
+    # What the logs say
+
+    def begins(self, lane: Lane, partition: int, offset: int) -> None:
+        """A lane's partition is read from `offset` on: what lies before it has ended, or comes by a retry topic."""
+        self._read_to[lane, partition] = offset
+
+    def lane_record(self, lane: Lane, partition: int, offset: int, appended_ms: int, value: bytes | None) -> None:
+        """A request on a lane topic."""
+        self._read_to[lane, partition] = offset + 1
+        start = self._early.pop((lane, partition, offset), None)
+        seen = glance(value)
+        task_id = seen.task_id or made_id(lane, partition, offset)
+        self._learn(task_id, partition, lane, offset, appended_ms, seen)
+        if start is not None:
+            self._started(task_id, partition, start)
+
+    def retry_record(self, partition: int, headers: Headers, value: bytes | None) -> None:
+        """A request that waits for another try; its lane record may be long read and committed."""
+        try:
+            found = {name: text.decode() for name, text in headers if name.startswith("triage.")}
+            task_id, lane = found[names.TASK_ID], Lane(found[names.LANE])
+            source, appended_ms = Source.parse(found[names.SOURCE]), int(found[names.APPENDED_MS])
+            attempts = int(found.get(names.ATTEMPTS, 0))
+        except (KeyError, ValueError):
+            self.not_understood += 1
+            return
+        self._learn(task_id, partition, lane, source.offset, appended_ms, glance(value))
+        self._started(task_id, partition, _Start(attempts, -1))
+
+    def progress_record(self, partition: int, value: bytes | None) -> None:
+        """A batch that was sent to a backend."""
+        try:
+            raw = orjson.loads(value or b"")
+            at_ms, rows = int(raw["at_ms"]), [(str(a), self._lanes[b], int(c), int(d)) for a, b, c, d in raw["tasks"]]
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            self.not_understood += 1
+            return
+        for task_id, lane, offset, attempt in rows:
+            start = _Start(max(attempt, 1), at_ms)
+            if (task_id, partition) in self._unfinished:
+                self._started(task_id, partition, start)
+            elif offset >= self._read_to.get((lane, partition), 0):
+                known = self._early.get((lane, partition, offset), start)
+                merged = _Start(max(known.attempt, start.attempt), max(known.at_ms, start.at_ms))
+                self._early[lane, partition, offset] = merged
+
+    def result_record(
+        self, partition: int, offset: int, appended_ms: int, key: bytes | None, headers: Headers, value: bytes | None
+    ) -> str | None:
+        """A terminal record. Returns the task's id, None when the record cannot be understood."""
+        row = self._result(partition, offset, appended_ms, key, headers, value)
+        if row is None:
+            self.not_understood += 1
+            return None
+        entry = self._unfinished.pop((row.task_id, partition), None)
+        if entry is not None:
+            self._uncount(entry)
+        if self.is_live and (entry is not None or not self.finished.has(row.task_id, partition)):
+            self.recent.observe(row.lane, row.outcome, appended_ms, value)
+        self.finished.add(row)
+        return row.task_id
+
+    # What is asked
+
+    def find(self, task_id: str) -> Finished | Unfinished | None:
+        """Return the task under this id: the one on home(id), else the one on the lowest partition number."""
+        found: dict[int, Finished | Unfinished] = {row.partition: row for row in self.finished.find(task_id)}
+        for partition in range(self._partitions):
+            entry = self._unfinished.get((task_id, partition))
+            if entry is not None:
+                found[partition] = entry
+        return (found.get(home(task_id, self._partitions)) or found[min(found)]) if found else None
+
+    def ahead(self, entry: Unfinished) -> int:
+        """Return how many waiting tasks are expected to start before this one: those of higher lanes, and the older of its own."""
+        return self._above(entry.lane) + self._waiting[entry.lane].before(entry.place)
+
+    def ahead_of_next(self, lane: Lane) -> int:
+        """Return the same for a task that would come now."""
+        return self._above(lane) + len(self._waiting[lane])
+
+    def waiting(self, lane: Lane) -> int:
+        return len(self._waiting[lane])
+
+    def in_flight(self, lane: Lane) -> int:
+        return self._in_flight[lane]
+
+    def oldest_ms(self, lane: Lane) -> int | None:
+        """Return when the longest waiting task of a lane was appended."""
+        first = self._waiting[lane].first
+        return None if first is None else first >> (_PARTITION_BITS + _OFFSET_BITS)
+
+    def oldest_unfinished_ms(self) -> int | None:
+        """Return when the oldest task without an outcome was appended: older records of its progress do not matter."""
+        return min((entry.appended_ms for entry in self._unfinished.values()), default=None)
+
+    # Inside
+
+    def _learn(self, task_id: str, partition: int, lane: Lane, offset: int, appended_ms: int, seen: Glance) -> None:
+        """Take a request in, unless its task has ended; of several requests of one task the oldest counts."""
+        key = (task_id, partition)
+        known = self._unfinished.get(key)
+        if known is None and self.finished.has(task_id, partition):
+            return
+        entry = Unfinished(
+            task_id=task_id,
+            partition=partition,
+            tenant=seen.tenant,
+            lane=lane,
+            offset=offset,
+            appended_ms=appended_ms,
+            created_at_ms=appended_ms if seen.created_at_ms is None else seen.created_at_ms,
+            agent_type=seen.agent_type,
+            batch_id=seen.batch_id,
+            cost_tokens=seen.cost_tokens,
+        )
+        if known is not None:
+            if _order_of_requests(known) <= _order_of_requests(entry):
+                return
+            entry.attempts, entry.started_at_ms = known.attempts, known.started_at_ms
+            self._uncount(known)
+        self._unfinished[key] = entry
+        self._count(entry)
+
+    def _started(self, task_id: str, partition: int, start: _Start) -> None:
+        entry = self._unfinished.get((task_id, partition))
+        if entry is None or start.attempt <= 0:
+            return
+        self._uncount(entry)
+        entry.attempts = max(entry.attempts, start.attempt)
+        if start.at_ms >= 0:
+            entry.started_at_ms = max(start.at_ms, entry.started_at_ms or 0)
+        self._count(entry)
+
+    def _result(
+        self, partition: int, offset: int, at_ms: int, key: bytes | None, headers: Headers, value: bytes | None
+    ) -> Finished | None:
+        """Read a terminal record from its key and headers; one that others wrote may lack them and is parsed."""
+        tenant = outcome = source = batch = None
+        for name, text in headers:
+            if name == names.OUTCOME:
+                outcome = _OUTCOMES.get(text)
+            elif name == names.TENANT:
+                tenant = text
+            elif name == names.SOURCE:
+                source = text
+            elif name == _BATCH:
+                batch = text
+        try:
+            lane = self._lanes.get(source.decode().rsplit("/", 2)[0]) if source else None
+            if key is None or outcome is None or tenant is None or lane is None:
+                result = decode(Result, value or b"")
+                key, tenant = result.task_id.encode(), result.tenant.encode()
+                outcome, lane = result.outcome, result.priority
+            batch_id = batch.decode().rsplit(";", 2)[0] if batch else None
+            return Finished(key.decode(), partition, tenant.decode(), outcome, lane, offset, at_ms, batch_id)
+        except (DecodeError, UnicodeDecodeError):
+            return None
+
+    def _above(self, lane: Lane) -> int:
+        return sum(len(self._waiting[other]) for other in Lane if _ORDER[other] < _ORDER[lane])
+
+    def _count(self, entry: Unfinished) -> None:
+        if entry.is_waiting:
+            self._waiting[entry.lane].add(entry.place)
+        else:
+            self._in_flight[entry.lane] += 1
+
+    def _uncount(self, entry: Unfinished) -> None:
+        if entry.is_waiting:
+            self._waiting[entry.lane].remove(entry.place)
+        else:
+            self._in_flight[entry.lane] -= 1
+
+
+def _order_of_requests(entry: Unfinished) -> tuple[int, int, int]:
+    return entry.appended_ms, _ORDER[entry.lane], entry.offset

@@ -1,0 +1,272 @@
+"""What the view answers, as tables, and that neither the order of reading nor later records change it."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.finished import Finished
+from gateway.rendering import state_of
+from gateway.view import Unfinished, View
+from schemas import headers as names
+from schemas.ids import home
+from schemas.result import Outcome
+from schemas.topics import Lane, RetryTier
+from tests.gateway.fakes import NAMES, NOW_MS, FakeLogs, Record, feed, make_result, make_view
+
+Step = Callable[[FakeLogs], object]
+
+
+def request(task_id: str = "t", lane: Lane = Lane.NORMAL, **fields: object) -> Step:
+    return lambda logs: logs.put_request(lane, 0, task_id=task_id, **fields)
+
+
+def started(task_id: str = "t", lane: Lane = Lane.NORMAL, attempt: int = 1) -> Step:
+    return lambda logs: logs.put_started(task_id, lane, 0, 0, attempt)
+
+
+def ended(outcome: Outcome = Outcome.COMPLETED, task_id: str = "t") -> Step:
+    return lambda logs: logs.put_result(make_result(task_id, outcome))
+
+
+def retried(attempts: int = 1, task_id: str = "t", appended_ms: int = NOW_MS) -> Step:
+    rows = {
+        names.TASK_ID: task_id,
+        names.LANE: "normal",
+        names.SOURCE: f"{NAMES.requests(Lane.NORMAL)}/0/0",
+        names.APPENDED_MS: str(appended_ms),
+        names.ATTEMPTS: str(attempts),
+    }
+    headers = [(name, text.encode()) for name, text in rows.items()]
+    topic = NAMES.retry(RetryTier.FIVE_SECONDS)
+    return lambda logs: logs.put(topic, 0, None, b'{"messages": []}', headers)
+
+
+def seen(*steps: Step) -> View:
+    logs = FakeLogs(make_view())
+    for step in steps:
+        step(logs)
+    logs.feed()
+    return logs.view
+
+
+def state(view: View, task_id: str = "t") -> str | None:
+    found = view.find(task_id)
+    if found is None:
+        return None
+    return found.outcome.value if isinstance(found, Finished) else state_of(found)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([], None),
+        ([request()], "queued"),
+        ([request(), started()], "processing"),
+        ([started(), request()], "processing"),
+        ([request(), started(), retried()], "processing"),
+        ([retried()], "processing"),
+        ([retried(attempts=0)], "queued"),
+        ([request(), ended()], "completed"),
+        ([ended(), request()], "completed"),
+        ([ended(), started(), request(), retried()], "completed"),
+        ([request(), ended(Outcome.CANCELLED), ended()], "cancelled"),
+        ([ended(Outcome.EXPIRED), ended(Outcome.FAILED)], "expired"),
+        ([request("other"), ended(task_id="other")], None),
+    ],
+)
+def test_state(steps: list[Step], expected: str | None) -> None:
+    assert expected == state(seen(*steps))
+
+
+def test_a_request_without_a_usable_id_is_known_by_its_place() -> None:
+    logs = FakeLogs(make_view())
+    logs.put_request(Lane.LOW, 2, task_id="has spaces")
+    logs.put(NAMES.requests(Lane.LOW), 2, None, b"not json")
+    logs.put(NAMES.requests(Lane.LOW), 2, None, None)
+    logs.feed()
+    assert ["queued"] * 3 == [state(logs.view, f"low.2.{offset}") for offset in range(3)]
+
+
+def test_what_is_kept_of_an_unfinished_task() -> None:
+    view = seen(request(tenant="ward7", agent_type="triage", batch_id="b", created_at_ms=5), started(attempt=2))
+    found = view.find("t")
+    assert isinstance(found, Unfinished)
+    assert ("ward7", "triage", "b", 5, NOW_MS, 2, NOW_MS) == (
+        found.tenant,
+        found.agent_type,
+        found.batch_id,
+        found.created_at_ms,
+        found.appended_ms,
+        found.attempts,
+        found.started_at_ms,
+    )
+    assert "secret" not in repr(found)
+
+
+def test_of_one_id_on_two_partitions_the_one_at_home_is_shown() -> None:
+    logs = FakeLogs(make_view())
+    at_home = home("t", 3)
+    for partition in range(3):
+        logs.put_request(Lane.HIGH, partition, task_id="t")
+    logs.feed()
+    assert [at_home] * 1 == [found.partition for found in [logs.view.find("t")] if found]
+
+
+def test_of_two_requests_of_one_task_the_older_counts() -> None:
+    logs = FakeLogs(make_view(), now_ms=NOW_MS + 5)
+    logs.put_request(Lane.CRITICAL, 0, task_id="t")
+    logs.now_ms = NOW_MS
+    logs.put_request(Lane.LOW, 0, task_id="t")
+    logs.feed()
+    found = logs.view.find("t")
+    assert isinstance(found, Unfinished)
+    assert Lane.LOW is found.lane
+    assert [0, 0, 0, 1] == [logs.view.waiting(lane) for lane in Lane]
+
+
+def test_a_result_without_our_headers_is_read_from_its_body() -> None:
+    logs = FakeLogs(make_view())
+    logs.put_request(task_id="t")
+    logs.put_result(make_result("t", Outcome.FAILED, tenant="ward7"))
+    record = logs.records[NAMES.results, 0][0]
+    logs.unread[-1] = Record(record.topic, 0, 0, NOW_MS, None, record.value, ())
+    logs.feed()
+    found = logs.view.find("t")
+    assert isinstance(found, Finished)
+    assert ("ward7", Outcome.FAILED) == (found.tenant, found.outcome)
+
+
+def test_records_that_nobody_understands_are_counted_and_passed_over() -> None:
+    logs = FakeLogs(make_view())
+    logs.put(NAMES.results, 0, b"x", b"{}")
+    logs.put(NAMES.results, 0, b"\xff", None)
+    logs.put(NAMES.progress, 0, b"x", b'{"tasks": 1}')
+    logs.put(NAMES.progress, 0, b"x", b"[")
+    logs.put(NAMES.retry(RetryTier.FIVE_SECONDS), 0, None, b"x")
+    logs.feed()
+    assert 5 == logs.view.not_understood
+
+
+def test_ahead_counts_higher_lanes_and_the_older_of_its_own() -> None:
+    logs = FakeLogs(make_view())
+    for number, lane in enumerate([Lane.HIGH, Lane.NORMAL, Lane.LOW, Lane.NORMAL, Lane.CRITICAL]):
+        logs.now_ms = NOW_MS + number
+        logs.put_request(lane, number % 3, task_id=f"t{number}")
+    logs.put_started("t4", Lane.CRITICAL, 1, 0)
+    logs.feed()
+    ahead = {}
+    for number in range(4):
+        found = logs.view.find(f"t{number}")
+        assert isinstance(found, Unfinished)
+        ahead[found.task_id] = logs.view.ahead(found)
+    assert {"t0": 0, "t1": 1, "t2": 3, "t3": 2} == ahead
+    assert [0, 1, 3, 4] == [logs.view.ahead_of_next(lane) for lane in Lane]
+    assert 1 == logs.view.in_flight(Lane.CRITICAL)
+    assert NOW_MS + 1 == logs.view.oldest_ms(Lane.NORMAL)
+
+
+def test_starts_of_tasks_that_ended_are_not_kept() -> None:
+    logs = FakeLogs(make_view())
+    for number in range(50):
+        logs.put_request(task_id=f"t{number}")
+        logs.put_result(make_result(f"t{number}", offset=number))
+    logs.feed()
+    for number in range(50):
+        logs.put_started(f"t{number}", Lane.NORMAL, 0, number)
+    logs.feed()
+    assert {} == logs.view._early
+
+
+# Any order
+
+
+HISTORY = st.lists(
+    st.tuples(
+        st.sampled_from(["request", "started", "retried", "completed", "cancelled", "failed"]),
+        st.sampled_from(["a", "b", "c"]),
+        st.sampled_from(list(Lane)),
+    ),
+    max_size=25,
+)
+
+
+def write(logs: FakeLogs, history: list[tuple[str, str, Lane]]) -> None:
+    """Write what producers, workers and gateways may: starts and retries only of requests that are there."""
+    places: dict[str, tuple[Lane, int]] = {}
+    attempts: dict[str, int] = defaultdict(int)
+    for what, task_id, lane in history:
+        logs.now_ms += 1
+        if what == "request":
+            places[task_id] = (lane, logs.put_request(lane, task_id=task_id, tenant=f"of {task_id}"))
+        elif what == "started" and task_id in places:
+            attempts[task_id] += 1
+            logs.put_started(task_id, places[task_id][0], 0, places[task_id][1], attempts[task_id])
+        elif what == "retried" and task_id in places:
+            rows = {
+                names.TASK_ID: task_id,
+                names.LANE: places[task_id][0].value,
+                names.SOURCE: f"{NAMES.requests(places[task_id][0])}/0/{places[task_id][1]}",
+                names.APPENDED_MS: str(logs.records[NAMES.requests(places[task_id][0]), 0][places[task_id][1]].at_ms),
+                names.ATTEMPTS: str(attempts[task_id]),
+            }
+            value = logs.records[NAMES.requests(places[task_id][0]), 0][places[task_id][1]].value
+            headers = [(name, text.encode()) for name, text in rows.items()]
+            logs.put(NAMES.retry(RetryTier.FIVE_SECONDS), 0, None, value, headers)
+        elif what in ("completed", "cancelled", "failed"):
+            logs.put_result(make_result(task_id, Outcome(what), tenant=f"of {task_id}"))
+
+
+def picture(view: View) -> object:
+    counts = [(view.waiting(lane), view.in_flight(lane), view.oldest_ms(lane)) for lane in Lane]
+    return [view.find(task_id) for task_id in "abc"], counts, view.finished.counts()
+
+
+@given(HISTORY, st.randoms(use_true_random=False))
+def test_the_order_of_reading_across_topics_does_not_matter(
+    history: list[tuple[str, str, Lane]], rng: random.Random
+) -> None:
+    logs = FakeLogs(make_view())
+    write(logs, history)
+    in_order = [*logs.unread]
+    logs.feed()
+    other = make_view()
+    queues = defaultdict(list)
+    for record in in_order:
+        queues[record.topic].append(record)
+    while queues:
+        topic = rng.choice(sorted(queues))
+        feed(other, queues[topic].pop(0))
+        if not queues[topic]:
+            del queues[topic]
+        if rng.random() < 0.2:
+            other.finished.flush()
+    assert picture(logs.view) == picture(other)
+    logs.view.finished.close()
+    other.finished.close()
+
+
+@given(HISTORY)
+def test_a_status_only_moves_forward_and_the_first_outcome_stays(history: list[tuple[str, str, Lane]]) -> None:
+    logs = FakeLogs(make_view())
+    write(logs, history)
+    order = {None: 0, "queued": 1, "processing": 2}
+    last: dict[str, str | None] = {}
+    for record in logs.unread:
+        feed(logs.view, record)
+        for task_id in "abc":
+            now, before = state(logs.view, task_id), last.get(task_id)
+            assert order.get(before, 3) <= order.get(now, 3)
+            if order.get(before, 3) == 3:
+                assert before == now
+            last[task_id] = now
+    first: dict[str, str] = {}
+    for record in logs.records[NAMES.results, 0]:
+        first.setdefault((record.key or b"").decode(), dict(record.headers)[names.OUTCOME].decode())
+    assert first == {task_id: now for task_id, now in last.items() if order.get(now, 3) == 3}
+    logs.view.finished.close()

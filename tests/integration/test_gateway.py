@@ -1,0 +1,306 @@
+"""The gateway on a real Kafka, as its callers meet it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cli.embedded.processes import free_ports
+from schemas.codec import encode
+from schemas.result import Outcome, Result, Source
+from schemas.topics import Lane
+from streams.outcome import result_headers
+from tests.gateway.process import running_gateway, spawn
+from tests.support.scripted import ScriptedServer
+from tests.support.stack import Reader, Stack, first_results, request
+
+pytestmark = pytest.mark.kafka
+
+BODY = {"messages": [{"role": "user", "content": "a secret question"}]}
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedServer]:
+    async with ScriptedServer() as running:
+        yield running
+
+
+@pytest.fixture
+async def stack(kafka: str, tmp_path: Path, server: ScriptedServer) -> AsyncIterator[Stack]:
+    async with Stack(kafka, tmp_path, [("openai", server.url)]) as prepared:
+        yield prepared
+
+
+async def submit(http: httpx.AsyncClient, **fields: Any) -> str:
+    response = await http.post("/v1/async/submit", json={**BODY, **fields})
+    assert response.status_code == 202, response.text
+    task_id: str = response.json()["task_id"]
+    return task_id
+
+
+async def get(http: httpx.AsyncClient, what: str, task_id: str, **parameters: Any) -> tuple[int, dict[str, Any]]:
+    response = await http.get(f"/v1/async/{what}/{task_id}", params=parameters)
+    return response.status_code, response.json()
+
+
+def free_port() -> int:
+    (port,) = free_ports(1)
+    return port
+
+
+def terminal(stack: Stack, task_id: str, partition: int, outcome: Outcome) -> tuple[bytes, bytes, Any]:
+    """Return key, value and headers of a terminal record as anybody may write one."""
+    source = Source(stack.names.requests(Lane.NORMAL), partition, 0)
+    result = Result(task_id, "default", outcome, Lane.NORMAL, source)
+    return task_id.encode(), encode(result), result_headers(result, (), None)
+
+
+async def test_from_submit_to_the_answer_and_its_cached_copy(
+    stack: Stack, server: ScriptedServer, tmp_path: Path
+) -> None:
+    async with running_gateway(stack, tmp_path / "gateway") as gateway:
+        http = gateway.http
+        first = await submit(http, priority="High", metadata={"ward": "7"}, agent_type="symptom-check")
+        code, body = await get(http, "status", first)
+        assert (200, "queued", "high", "symptom-check") == (code, body["status"], body["priority"], body["agent_type"])
+        assert "degraded" == (await http.get("/v1/async/health")).json()["status"]
+        await stack.start_worker()
+        code, body = await get(http, "result", first, wait=30)
+        assert (200, "completed", {"ward": "7"}, 1) == (code, body["status"], body["metadata"], body["attempts"])
+        assert server.answer(BODY["messages"][0]["content"], server.nonce) == body["output"]["content"]
+        second = await submit(http, priority="low", agent_type="symptom-check")
+        code, body = await get(http, "result", second, wait=30)
+        assert (200, True, None, 0, "low") == (
+            code,
+            body["cached"],
+            body["backend"],
+            body["attempts"],
+            body["priority"],
+        )
+        code, status = await get(http, "status", first)
+        assert (200, "completed", 1, None) == (code, status["status"], status["attempts"], status["position"])
+        assert status["created_at"] <= status["started_at"] <= status["finished_at"]
+        assert 409 == (await http.delete(f"/v1/async/cancel/{first}")).status_code
+        stats = (await http.get("/v1/async/stats")).json()
+        assert (2, 1, {"hits": 1, "misses": 1}) == (stats["completed"], stats["workers"], stats["cache"])
+        assert "healthy" == (await http.get("/v1/async/health")).json()["status"]
+        assert 0 == gateway.end()
+    for file in (tmp_path / "gateway").iterdir():
+        assert b"a secret question" not in file.read_bytes(), file.name
+
+
+async def test_a_waiting_task_is_cancelled_once_and_the_worker_leaves_it_alone(
+    stack: Stack, server: ScriptedServer, tmp_path: Path
+) -> None:
+    async with running_gateway(stack, tmp_path / "gateway") as gateway, stack.reader(stack.names.results) as reader:
+        task_id, other = await submit(gateway.http), await submit(gateway.http, priority="low", model="scripted")
+        answers = await asyncio.gather(*(gateway.http.delete(f"/v1/async/cancel/{task_id}") for _ in range(3)))
+        expected = {"task_id": task_id, "status": "cancelled", "was": "queued"}
+        assert [(200, expected)] * 3 == [(each.status_code, each.json()) for each in answers]
+        await stack.start_worker()
+        assert "completed" == (await get(gateway.http, "result", other, wait=30))[1]["status"]
+        assert "cancelled" == (await get(gateway.http, "result", task_id))[1]["status"]
+        outcomes = {key: row["outcome"] for key, row in first_results(await reader.to_end()).items()}
+    assert {task_id: "cancelled", other: "completed"} == outcomes
+    assert 1 == sum(server.executions.values())
+
+
+async def test_a_plain_producer_s_task_is_known_wherever_it_lies(stack: Stack, tmp_path: Path) -> None:
+    async with running_gateway(stack, tmp_path / "gateway") as gateway, stack.producer() as producer:
+        for partition in range(stack.partitions):
+            topic = stack.names.requests(Lane.CRITICAL)
+            await producer.send_and_wait(topic, request("x", task_id=f"own-{partition}"), partition=partition)
+            assert "queued" == (await get(gateway.http, "status", f"own-{partition}"))[1]["status"]
+        sent = await producer.send_and_wait(topic, b"not json", partition=1)
+        code, body = await get(gateway.http, "status", f"critical.1.{sent.offset}")
+        assert (200, "critical") == (code, body["priority"])
+        await producer.send_and_wait(topic, request("x", task_id="theirs", tenant="another"))
+        assert 404 == (await get(gateway.http, "status", "theirs"))[0]
+        assert 404 == (await get(gateway.http, "status", "unknown"))[0]
+
+
+async def test_an_open_transaction_does_not_hold_the_view_back(stack: Stack, tmp_path: Path) -> None:
+    topic = stack.names.requests(Lane.NORMAL)
+    async with (
+        running_gateway(stack, tmp_path / "gateway") as gateway,
+        stack.producer(transactional_id=stack.prefix) as producer,
+    ):
+        async with producer.transaction():
+            await producer.send_and_wait(topic, request("x", task_id="later"), partition=0)
+            assert 404 == (await get(gateway.http, "status", "later"))[0]
+        # The commit is acknowledged before its marker is in the partition.
+        async with asyncio.timeout(10):
+            while (found := await get(gateway.http, "status", "later"))[0] == 404:
+                pass
+        assert "queued" == found[1]["status"]
+        await producer.begin_transaction()
+        await producer.send_and_wait(topic, request("x", task_id="never"), partition=0)
+        await producer.abort_transaction()
+        assert 404 == (await get(gateway.http, "status", "never"))[0]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_two_gateways_agree_whatever_happens(stack: Stack, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    ids: list[str] = []
+    async with (
+        running_gateway(stack, tmp_path / "a") as one,
+        running_gateway(stack, tmp_path / "b") as two,
+        stack.producer() as producer,
+    ):
+        for number in range(60):
+            gateway = rng.choice([one, two])
+            what = rng.choice(["submit", "produce", "cancel", "end", "end", "look"]) if ids else "submit"
+            task_id = rng.choice(ids) if ids else ""
+            partition = rng.randrange(stack.partitions)
+            if what == "submit":
+                ids.append(
+                    await submit(gateway.http, priority=rng.choice(list(Lane)).value, metadata={"n": str(number)})
+                )
+            elif what == "produce":
+                ids.append(rng.choice([f"own-{number}", task_id]))
+                topic = stack.names.requests(rng.choice(list(Lane)))
+                await producer.send_and_wait(topic, request("x", task_id=ids[-1]), partition=partition)
+            elif what == "cancel":
+                assert (await gateway.http.delete(f"/v1/async/cancel/{task_id}")).status_code in (200, 409)
+            elif what == "end":
+                key, value, headers = terminal(stack, task_id, partition, rng.choice(list(Outcome)))
+                await producer.send_and_wait(stack.names.results, value, key=key, partition=partition, headers=headers)
+            answers = [await get(each.http, "status", ids[-1]) for each in (one, two)]
+            assert answers[0] == answers[1]
+        for task_id in ids:
+            for route in ("status", "result"):
+                answers = [await get(each.http, route, task_id) for each in (one, two)]
+                assert answers[0] == answers[1]
+        figures = [(await each.http.get("/v1/async/stats")).json() for each in (one, two)]
+        for name in ("queued", "processing", *list(Outcome)):
+            assert figures[0][name] == figures[1][name]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_restart_forgets_nothing(
+    stack: Stack, server: ScriptedServer, tmp_path: Path, how: signal.Signals
+) -> None:
+    folder = tmp_path / "gateway"
+    server.latency_s = 600
+    async with running_gateway(stack, folder) as gateway:
+        http = gateway.http
+        ended, waiting = await submit(http), await submit(http, model="nobody-has-this-one")
+        await http.delete(f"/v1/async/cancel/{ended}")
+        await stack.start_worker()
+        unknown = await get(http, "result", waiting, wait=30)
+        running = await submit(http, priority="critical")
+        await server.until(lambda at: at.in_flight == 1)
+        while (before := await get(http, "status", running))[1]["status"] == "queued":
+            pass  # the backend may be quicker than the `started` record
+        kept = {task_id: await get(http, "result", task_id) for task_id in (ended, waiting)}
+        gateway.end(how)
+    assert ("failed", "unknown_model") == (unknown[1]["status"], unknown[1]["error"]["type"])
+    async with running_gateway(stack, folder) as gateway:
+        assert before == await get(gateway.http, "status", running)
+        assert kept == {task_id: await get(gateway.http, "result", task_id) for task_id in kept}
+    for worker in stack.workers:
+        worker.kill()
+    async with running_gateway(stack, tmp_path / "fresh") as gateway:
+        assert before == await get(gateway.http, "status", running)
+        assert kept == {task_id: await get(gateway.http, "result", task_id) for task_id in kept}
+
+
+async def test_until_it_has_caught_up_it_says_503_and_never_404(stack: Stack, tmp_path: Path) -> None:
+    count = 30_000
+    async with stack.producer(linger_ms=20) as producer:
+        sent = []
+        for number in range(count):
+            key, value, headers = terminal(stack, f"t-{number}", number % 3, Outcome.COMPLETED)
+            sent.append(await producer.send(stack.names.results, value, key=key, partition=number % 3, headers=headers))
+        await asyncio.gather(*sent)
+    codes: list[int] = []
+    process = spawn(stack, tmp_path / "gateway", port=(port := free_port()))
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+            async with asyncio.timeout(60):
+                while not codes or codes[-1] == 503:
+                    try:
+                        codes.append((await http.get(f"/v1/async/status/t-{count - 1}")).status_code)
+                    except httpx.TransportError:
+                        await asyncio.sleep(0.01)
+            assert {503, 200} == set(codes)
+            assert 200 == (await http.get("/healthz/ready")).status_code
+            assert count == (await http.get("/v1/async/stats")).json()["completed"]
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+async def test_it_waits_for_brokers_answers_503_meanwhile_and_ends_cleanly(tmp_path: Path) -> None:
+    stack = Stack(f"127.0.0.1:{free_port()}", tmp_path, [], creates_topics=False)
+    stack.config.write_text(stack.settings())
+    process = spawn(stack, tmp_path / "gateway", port=(port := free_port()))
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+            async with asyncio.timeout(30):
+                while True:
+                    try:
+                        health = await http.get("/v1/async/health")
+                        break
+                    except httpx.TransportError:
+                        await asyncio.sleep(0.05)
+            assert (503, "waiting") == (health.status_code, health.json()["kafka"])
+            assert 503 == (await http.post("/v1/async/submit", json=BODY)).status_code
+            assert 503 == (await get(http, "status", "t"))[0]
+            assert 200 == (await http.get("/healthz/live")).status_code
+        process.send_signal(signal.SIGTERM)
+        assert 0 == process.wait(15)
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+    assert "waiting for Kafka at" in (tmp_path / "gateway" / "gateway.log").read_text()
+
+
+async def test_calls_that_wait_end_with_the_gateway(stack: Stack, tmp_path: Path) -> None:
+    async with running_gateway(stack, tmp_path / "gateway") as gateway:
+        task_id = await submit(gateway.http)
+        waiting = asyncio.create_task(get(gateway.http, "result", task_id, wait=60))
+        await get(gateway.http, "status", task_id)
+        assert 0 == await asyncio.to_thread(gateway.end)
+        assert (202, "queued") == ((await waiting)[0], (await waiting)[1]["status"])
+
+
+async def test_a_gateway_is_seen_in_the_workers_topic_and_leaves_it(stack: Stack, tmp_path: Path) -> None:
+    async with running_gateway(stack, tmp_path / "gateway") as gateway:
+        assert 0 == (await gateway.http.get("/v1/async/stats")).json()["workers"]
+        assert 0 == await asyncio.to_thread(gateway.end)
+    async with Reader(stack.bootstrap, stack.names.workers, 1) as reader:
+        records = await reader.to_end()
+    assert [True, False] == [record.value is not None for record in records]
+    assert {True} == {record.key.startswith(b"gateway/") for record in records}
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "says"),
+    [
+        ({"TRIAGE_GATEWAY__HOST": "0.0.0.0", "ALLOW_INSECURE_DEV": "false"}, 2, "lets everyone in"),
+        ({"TRIAGE_AUTH__MODES": '["jwt"]'}, 1, "not there yet"),
+        ({"TRIAGE_KAFKA__PREFIX": "nothing-there"}, 1, "triage topics apply"),
+    ],
+)
+def test_what_it_refuses_to_start_with(
+    kafka: str, tmp_path: Path, variables: dict[str, str], code: int, says: str
+) -> None:
+    settings = {"TRIAGE_KAFKA__BOOTSTRAP": kafka, "TRIAGE_GATEWAY__PORT": "0", "HOME": str(tmp_path), **variables}
+    command = [sys.executable, "-m", "cli", "gateway"]
+    ended = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=60, check=False)
+    assert (code, True) == (ended.returncode, says in ended.stderr), ended.stderr
