@@ -7,7 +7,8 @@ read is stored in the transaction that stores the rows, so that a restart goes o
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from schemas.result import Outcome
 from schemas.topics import Lane
 
-VERSION = 1
+VERSION = 2
 _CACHE_KIB = 16 * 1024
 _OUTCOMES, _LANES = list(Outcome), list(Lane)
 _OUTCOME_CODES = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
@@ -29,10 +30,9 @@ CREATE TABLE finished (task_id TEXT, partition INTEGER, tenant TEXT, outcome INT
 CREATE TABLE counts (lane INTEGER, outcome INTEGER, count INTEGER, PRIMARY KEY (lane, outcome)) WITHOUT ROWID;
 CREATE TABLE consumed (partition INTEGER PRIMARY KEY, offset INTEGER);
 CREATE TABLE origin (name TEXT PRIMARY KEY, value TEXT);
-CREATE TRIGGER counted AFTER INSERT ON finished BEGIN
-  UPDATE counts SET count = count + 1 WHERE lane = new.lane AND outcome = new.outcome;
-END;
 """
+_INSERT = "INSERT INTO finished VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_NEW = _INSERT.replace("INSERT", "INSERT OR IGNORE")
 
 
 class Finished(NamedTuple):
@@ -118,10 +118,26 @@ class FinishedFile:
         rows = sorted(row for rows in self._fresh.values() for row in rows.values())
         database = self._database
         database.execute("BEGIN")
-        database.executemany("INSERT OR IGNORE INTO finished VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        counts = self._insert(rows)
+        database.executemany(
+            "UPDATE counts SET count = count + ?3 WHERE lane = ?1 AND outcome = ?2",
+            [(lane, outcome, count) for (lane, outcome), count in counts.items()],
+        )
         database.executemany("INSERT OR REPLACE INTO consumed VALUES (?, ?)", self._consumed.items())
         database.execute("COMMIT")
         self._fresh, self._consumed, self.unwritten = {}, {}, 0
+
+    def _insert(self, rows: Sequence[_Row]) -> Counter[tuple[int, int]]:
+        """Insert the rows of tasks that have none yet, and return how many of them there were of each lane and outcome."""
+        database = self._database
+        database.execute("SAVEPOINT rows")
+        try:
+            database.executemany(_INSERT, rows)
+        except sqlite3.IntegrityError:  # seldom: some task has its outcome already, so one by one
+            database.execute("ROLLBACK TO rows")
+            rows = [row for row in rows if database.execute(_INSERT_NEW, row).rowcount]
+        database.execute("RELEASE rows")
+        return Counter((row[4], row[3]) for row in rows)
 
     def clear(self) -> None:
         """Forget everything: the log is another one than the file was made from."""

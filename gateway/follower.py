@@ -33,11 +33,11 @@ _REACH_S = 2.0
 # A fetch names every partition and costs a millisecond of CPU; one for each record that comes would fill the loop.
 _GATHER_S = 0.01
 # Fetches are small, since all of a fetch is in memory at once; a larger record is sent all the same.
-_FETCH_BYTES = 256 << 10
+_FETCH_BYTES = 512 << 10
 # A fetch is answered as soon as there is something; a quiet gateway need not ask more often.
 _FETCH_WAIT_MS = 500
 # Rows for one transaction: many while the past is read, few when calls wait for the same loop.
-_ROWS_PAST, _ROWS_LIVE, _FLUSH_S = 20_000, 200, 0.2
+_ROWS_PAST, _ROWS_LIVE, _FLUSH_S = 30_000, 200, 0.2
 
 log = get_logger(__name__)
 

@@ -77,6 +77,7 @@ class View:
         self.not_understood = 0
         self._topics, self._partitions = topics, partitions
         self._lanes = {topics.requests(lane): lane for lane in Lane}
+        self._lane_of_source = {name.encode(): lane for name, lane in self._lanes.items()}
         self._unfinished: dict[TaskKey, Unfinished] = {}
         self._waiting = {lane: Ranks() for lane in Lane}
         self._in_flight = dict.fromkeys(Lane, 0)
@@ -233,7 +234,7 @@ class View:
             elif name == _BATCH:
                 batch = text
         try:
-            lane = self._lanes.get(source.decode().rsplit("/", 2)[0]) if source else None
+            lane = self._lane_of_source.get(source.rsplit(b"/", 2)[0]) if source else None
             if key is None or outcome is None or tenant is None or lane is None:
                 result = decode(Result, value or b"")
                 key, tenant = result.task_id.encode(), result.tenant.encode()
