@@ -21,15 +21,14 @@ from schemas.result import Outcome, Result, Source
 from schemas.topics import Lane
 from streams.outcome import FinishedIndex
 from streams.settings import KafkaSettings
-from wire.connection import client_options, consumer_options
+from wire.connection import QUICK_RETRIES, client_options, consumer_options
 from wire.logs import get_logger
+from wire.reading import committed_offsets
 
 LOOK_BACK_MS = 5 * 60_000
 _POLL_MS = 200
 _RETRY_S = 0.25
 _FIRST_RECORD_TIMEOUT_S = 5.0
-# A client that lives for a moment meets "unknown topic" and "no coordinator yet" first; half a second each would delay the start.
-_QUICK = {"retry_backoff_ms": 20}
 
 log = get_logger(__name__)
 
@@ -82,7 +81,7 @@ class FinishedFollower:
     async def run(self) -> None:
         """Read until cancelled; a broker's failure is waited out."""
         while True:
-            options = consumer_options(self._kafka, client_id=f"{self._client_id}-finished") | _QUICK
+            options = consumer_options(self._kafka, client_id=f"{self._client_id}-finished") | QUICK_RETRIES
             # This worker's own results are known without it; others' matter at the next rebalance. So it reads in gulps.
             consumer = AIOKafkaConsumer(**options | {"fetch_min_bytes": GULP_BYTES, "fetch_max_wait_ms": GULP_WAIT_MS})
             try:
@@ -171,21 +170,22 @@ class FinishedFollower:
 
     async def _committed(self, asked: set[tuple[Lane, int]]) -> dict[TopicPartition, int]:
         """Return the next offset each lane's group reads of each partition; 0 where it never committed."""
-        admin = AIOKafkaAdminClient(**client_options(self._kafka, client_id=f"{self._client_id}-offsets") | _QUICK)
+        admin = AIOKafkaAdminClient(
+            **client_options(self._kafka, client_id=f"{self._client_id}-offsets") | QUICK_RETRIES
+        )
         await admin.start()
         offsets: dict[TopicPartition, int] = {}
         try:
             for lane in {lane for lane, _ in asked}:
                 tps = [TopicPartition(self._names.requests(lane), p) for of, p in asked if of is lane]
-                found = await admin.list_consumer_group_offsets(self._names.group(lane.value), partitions=tps)
-                offsets |= {tp: max(found[tp].offset if tp in found else 0, 0) for tp in tps}
+                offsets |= await committed_offsets(admin, self._names.group(lane.value), tps)
         finally:
             await admin.close()
         return offsets
 
     async def _first_appended_ms(self, offsets: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
         """Return when the record at (or first after) each offset was appended, for partitions that have one."""
-        options = consumer_options(self._kafka, client_id=f"{self._client_id}-first") | _QUICK
+        options = consumer_options(self._kafka, client_id=f"{self._client_id}-first") | QUICK_RETRIES
         reader = AIOKafkaConsumer(**options | {"max_poll_records": 1})
         await reader.start()
         try:

@@ -16,7 +16,7 @@ import typer
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from cli.demo_picture import Tally, heading, line, print_recap
-from cli.dev import run
+from cli.dev import run, to_stderr
 from cli.embedded.settings_file import NO_FILE, PARTITIONS
 from cli.embedded.stack import DevStack, Options
 from cli.errors import INTERRUPTED, OK, Failed
@@ -149,7 +149,7 @@ def run_demo(seconds: float, *, as_json: bool = False, config: Path | None = Non
     Raises: Failed when requests could not be sent or results not be read.
     """
     logs.configure("console", "error")
-    said = _to_stderr if as_json else typer.echo
+    said = to_stderr if as_json else typer.echo
     said("Starting Kafka, a worker, a GPU publisher and a small language model here ...")
     stack = DevStack(Options(kafka_port=0, config=config or NO_FILE), said=said)
     load = Load(stack, seconds, tells=not as_json)
@@ -169,7 +169,3 @@ def run_demo(seconds: float, *, as_json: bool = False, config: Path | None = Non
         print_recap(load.tally, interrupted=interrupted)
         typer.echo("`triage dev` runs a stack that stays, and keeps its logs with --data.")
     return INTERRUPTED if interrupted else OK
-
-
-def _to_stderr(text: str) -> None:
-    typer.echo(text, err=True)

@@ -47,7 +47,7 @@ def dev(
 
     backends = _pairs(backend_url or [], backend_kind or [])
     options = Options(kafka_port, data, workers, backends, gpus, config)
-    stack = DevStack(options, said=_to_stderr if as_json else typer.echo)
+    stack = DevStack(options, said=to_stderr if as_json else typer.echo)
 
     def ready(record: dict[str, Any]) -> None:
         typer.echo(json.dumps(record) if as_json else _welcome(stack, record))
@@ -114,7 +114,7 @@ def _pairs(urls: list[str], kinds: list[str]) -> list[tuple[str, str]]:
     return [(kinds[number] if number < len(kinds) else "openai", url) for number, url in enumerate(urls)]
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
     typer.echo(line, err=True)
 
 

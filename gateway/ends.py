@@ -11,11 +11,9 @@ from aiokafka.errors import KafkaError
 
 from gateway.ports import Unavailable
 from streams.settings import KafkaSettings
-from wire.connection import consumer_options
+from wire.connection import QUICK_RETRIES, consumer_options
 
 ASK_S = 2.0
-# A client meets "unknown topic" first, once for each topic; half a second's wait would be most of a start.
-_QUICK = {"retry_backoff_ms": 20}
 
 
 @dataclass
@@ -35,7 +33,7 @@ class Ends:
     """
 
     def __init__(self, kafka: KafkaSettings, *, client_id: str) -> None:
-        self._consumer = AIOKafkaConsumer(**consumer_options(kafka, client_id=f"{client_id}-ends") | _QUICK)
+        self._consumer = AIOKafkaConsumer(**consumer_options(kafka, client_id=f"{client_id}-ends") | QUICK_RETRIES)
         self._next: _Question | None = None
         self._asking: asyncio.Task[None] | None = None
 

@@ -38,6 +38,9 @@ _HEARTBEAT_MS = 3_000
 # A fetch holds at most this much; one partition's share takes any single batch that a topic of ours admits.
 _FETCH_MAX_BYTES = 32 << 20
 _FETCH_MAX_WAIT_MS = 100
+# For a client that lives for a moment: it meets "unknown topic" and "no coordinator yet" first, and half a second each would be most
+# of what it takes.
+QUICK_RETRIES = {"retry_backoff_ms": 20}
 
 _PROBE_EVERY_S = 0.5
 _PROBE_TIMEOUT_S = 3.0

@@ -17,7 +17,7 @@ from aiokafka.errors import (
 )
 
 from streams.settings import KafkaSettings
-from wire.connection import BrokersUnreachable, client_options, consumer_options, wait_for_brokers
+from wire.connection import QUICK_RETRIES, BrokersUnreachable, client_options, consumer_options, wait_for_brokers
 from wire.logs import get_logger
 
 Record: TypeAlias = Any
@@ -25,9 +25,7 @@ Record: TypeAlias = Any
 Offsets: TypeAlias = Mapping[TopicPartition, int]
 
 CONNECT_S = 4.0
-# A client meets "unknown topic" first, and asked for an end it answers only when its long poll is over: neither may be most of the
-# time that a command takes.
-_QUICK = {"retry_backoff_ms": 20}
+# Asked for an end, a client answers only when its long poll is over.
 _SHORT_POLL = {"fetch_max_wait_ms": 20}
 _POLL_MS = 250
 # The end may lie behind a transaction that nobody ends: what comes after it cannot be read.
@@ -63,14 +61,7 @@ class LogReader:
 
     async def committed(self, group: str, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """Return the next offset that `group` reads, 0 where it never committed."""
-        wanted = list(tps)
-        for _ in range(_COORDINATOR_TRIES):
-            # Asked for the first group of all, a cluster first makes the topic that holds their offsets.
-            with contextlib.suppress(*_NO_COORDINATOR_YET):
-                found = await self._admin.list_consumer_group_offsets(group, partitions=wanted)
-                return {tp: max(found[tp].offset if tp in found else 0, 0) for tp in wanted}
-            await asyncio.sleep(_COORDINATOR_WAIT_S)
-        raise GroupCoordinatorNotAvailableError(f"no broker answers for the group {group}")
+        return await committed_offsets(self._admin, group, tps)
 
     async def read(self, starts: Offsets, ends: Offsets) -> AsyncIterator[Record]:
         """Yield the records from `starts` (or the oldest kept) up to and without `ends`, in offset order per partition."""
@@ -101,6 +92,23 @@ class LogReader:
         return set(starts)
 
 
+async def committed_offsets(
+    admin: AIOKafkaAdminClient, group: str, tps: Iterable[TopicPartition]
+) -> dict[TopicPartition, int]:
+    """Return the next offset that `group` reads of each partition, 0 where it never committed.
+
+    Raises: KafkaError.
+    """
+    wanted = list(tps)
+    for _ in range(_COORDINATOR_TRIES):
+        # Asked for the first group of all, a cluster first makes the topic that holds their offsets.
+        with contextlib.suppress(*_NO_COORDINATOR_YET):
+            found = await admin.list_consumer_group_offsets(group, partitions=wanted)
+            return {tp: max(found[tp].offset if tp in found else 0, 0) for tp in wanted}
+        await asyncio.sleep(_COORDINATOR_WAIT_S)
+    raise GroupCoordinatorNotAvailableError(f"no broker answers for the group {group}")
+
+
 @contextlib.asynccontextmanager
 async def log_reader(kafka: KafkaSettings, *, client_id: str) -> AsyncIterator[LogReader]:
     """Give a connected reader; brokers that are away for 4 s, or go away meanwhile, come out as BrokersUnreachable.
@@ -108,8 +116,8 @@ async def log_reader(kafka: KafkaSettings, *, client_id: str) -> AsyncIterator[L
     Raises: BrokersUnreachable, CredentialsUnusable.
     """
     await wait_for_brokers(kafka, log=_log, timeout_s=CONNECT_S)
-    consumer = AIOKafkaConsumer(**consumer_options(kafka, client_id=client_id) | _QUICK | _SHORT_POLL)
-    admin = AIOKafkaAdminClient(**client_options(kafka, client_id=client_id) | _QUICK)
+    consumer = AIOKafkaConsumer(**consumer_options(kafka, client_id=client_id) | QUICK_RETRIES | _SHORT_POLL)
+    admin = AIOKafkaAdminClient(**client_options(kafka, client_id=client_id) | QUICK_RETRIES)
     try:
         await consumer.start()
         await admin.start()

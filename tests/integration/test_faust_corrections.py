@@ -6,9 +6,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 import uvloop
@@ -21,18 +19,6 @@ from cli.configuration import load
 from schemas.topics import Lane
 from tests.support.scripted import ScriptedServer, hang
 from tests.support.stack import Stack, first_results, request
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ScriptedServer]:
-    async with ScriptedServer() as running:
-        yield running
-
-
-@pytest.fixture
-async def stack(kafka: str, tmp_path: Path, server: ScriptedServer) -> AsyncIterator[Stack]:
-    async with Stack(kafka, tmp_path, [("openai", server.url)]) as prepared:
-        yield prepared
 
 
 async def committed(stack: Stack, lane: Lane, partition: int) -> int:

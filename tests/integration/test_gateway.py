@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,6 @@ from tests.support.stack import Reader, Stack, first_results, request
 pytestmark = pytest.mark.kafka
 
 BODY = {"messages": [{"role": "user", "content": "a secret question"}]}
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ScriptedServer]:
-    async with ScriptedServer() as running:
-        yield running
-
-
-@pytest.fixture
-async def stack(kafka: str, tmp_path: Path, server: ScriptedServer) -> AsyncIterator[Stack]:
-    async with Stack(kafka, tmp_path, [("openai", server.url)]) as prepared:
-        yield prepared
 
 
 async def submit(http: httpx.AsyncClient, **fields: Any) -> str:

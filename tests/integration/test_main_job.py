@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,6 @@ from tests.support.scripted import ScriptedServer
 from tests.support.stack import PARTITIONS, Stack, first_results, request
 
 pytestmark = pytest.mark.kafka
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ScriptedServer]:
-    async with ScriptedServer() as running:
-        yield running
-
-
-@pytest.fixture
-async def stack(kafka: str, tmp_path: Path, server: ScriptedServer) -> AsyncIterator[Stack]:
-    async with Stack(kafka, tmp_path, [("openai", server.url)]) as prepared:
-        yield prepared
 
 
 async def test_minimal_requests_of_every_lane_complete_on_their_own_partition_number(stack: Stack) -> None:
