@@ -293,6 +293,18 @@ def test_a_running_task_is_aborted_at_its_deadline_and_gives_its_slot_back() -> 
     assert 1 == len(scene.results)
 
 
+def test_a_call_that_fails_as_its_deadline_passes_has_expired_and_is_not_held_against_the_backend() -> None:
+    scene = Scene.of()
+    task = scene.accept("late", deadline_s=5.0)
+    scene.clock.advance(5.0)
+    scene.failed(task, BackendTimeout())
+    assert (Outcome.EXPIRED, ErrorType.DEADLINE_EXPIRED) == (
+        scene.results["late"].outcome,
+        getattr(scene.results["late"].error, "type", None),
+    )
+    assert 0.0 == scene.dispatcher.backends["b1"].failure_ratio
+
+
 def test_a_task_between_two_tries_expires_too() -> None:
     scene = Scene.of()
     task = scene.accept(deadline_s=5.0)
