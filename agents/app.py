@@ -342,7 +342,6 @@ class Worker:
             pid=self._pid,
             at_ms=self._clock.ms(monotonic_s()) if self._clock.is_set else 0,
             draining=self._is_draining,
-            waiting={lane.value: dispatcher.waiting(lane) for lane in Lane} if dispatcher else {},
             in_flight=[task.task_id for task in dispatcher.running] if dispatcher else [],
             fetched_through={
                 f"{intake.topic}/{partition}": offset

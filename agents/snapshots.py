@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 
 from schemas.codec import encode
 from schemas.progress import WorkerSnapshot
@@ -43,7 +44,8 @@ class Snapshots:
 
 
 def _content(snapshot: WorkerSnapshot | None) -> object:
-    return snapshot and (snapshot.draining, snapshot.waiting, snapshot.in_flight, snapshot.fetched_through)
+    """Return what counts as a change: everything but the time of day."""
+    return snapshot and replace(snapshot, at_ms=0)
 
 
 def process_identity() -> tuple[str, int]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from schemas.topics import Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +30,61 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerSnapshot:
-    """What a worker holds.
+class LaneState:
+    """What a worker holds of a lane. `oldest_wait_s` 0.0: nothing waits; `done_per_minute` counts outcomes of the last 60 s."""
 
-    `in_flight` lists task ids at backends; `fetched_through` maps `topic/partition` to the newest fetched offset.
+    waiting: int
+    in_flight: int
+    oldest_wait_s: float
+    done_per_minute: int
+
+
+class Gate(StrEnum):
+    """What the tasks of a class wait for."""
+
+    TURN = "turn"
+    WINDOW = "window"
+    NO_FREE_SLOT = "no_free_slot"
+    BACKEND_DOWN = "backend_down"
+    NO_BACKEND = "no_backend"
+    SHED = "shed"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassState:
+    """The waiting tasks of one lane, tenant and model (None: routing chooses), and what they wait for since `since_ms`."""
+
+    lane: Lane
+    tenant: str
+    model: str | None
+    waiting: int
+    tokens: int
+    gate: Gate
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """A model server as a worker sees it. `reason` says why it is not up; `latency_ema_s` is None before a first answer."""
+
+    name: str
+    kind: str
+    up: bool
+    in_flight: int
+    limit: int
+    models: list[str]
+    latency_ema_s: float | None = None
+    failure_ratio: float = 0.0
+    draining: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSnapshot:
+    """What a worker holds, by lane name.
+
+    `in_flight` lists task ids at backends; `fetched_through` maps `topic/partition` to the newest fetched offset; `classes` has at
+    most 256 rows, the longest waiting first.
     """
 
     worker: str
@@ -38,6 +92,8 @@ class WorkerSnapshot:
     pid: int
     at_ms: int
     draining: bool = False
-    waiting: dict[str, int] | None = None
-    in_flight: list[str] | None = None
-    fetched_through: dict[str, int] | None = None
+    lanes: dict[str, LaneState] = field(default_factory=dict)
+    in_flight: list[str] = field(default_factory=list)
+    fetched_through: dict[str, int] = field(default_factory=dict)
+    classes: list[ClassState] = field(default_factory=list)
+    backends: list[BackendStatus] = field(default_factory=list)

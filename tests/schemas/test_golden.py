@@ -13,7 +13,7 @@ import pytest
 from schemas.cache import CacheEntry
 from schemas.codec import decode, decode_request, encode
 from schemas.gpu import GpuId, GPUMetrics, GpuProcess, GpuSource, ReadingError
-from schemas.progress import Chunk, Started, WorkerSnapshot
+from schemas.progress import BackendStatus, Chunk, ClassState, Gate, LaneState, Started, WorkerSnapshot
 from schemas.result import (
     BatchRef,
     ErrorType,
@@ -134,9 +134,14 @@ WRITTEN: dict[str, Any] = {
         pid=77,
         at_ms=AT_MS,
         draining=True,
-        waiting={"critical": 0, "low": 12},
+        lanes={"critical": LaneState(0, 1, 0.0, 6), "low": LaneState(12, 0, 4.5, 0)},
         in_flight=["ward7-018f"],
         fetched_through={"triage.requests.high/3": 1842},
+        classes=[ClassState(Lane.LOW, "ward7", None, 12, 3072, Gate.NO_FREE_SLOT, AT_MS)],
+        backends=[
+            BackendStatus("llama-1", "llamacpp", True, 1, 4, ["tiny"], 0.5, 0.0),
+            BackendStatus("vllm-1", "vllm", False, 0, 8, [], reason="connection refused"),
+        ],
     ),
 }
 
