@@ -7,6 +7,7 @@ import contextlib
 import gc
 import secrets
 from collections.abc import Coroutine
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from streams.dispatcher import Dispatcher
 from streams.fleet import Fleet
 from streams.ports import Backend
 from streams.settings import Settings
+from streams.snapshot import Describer
 from wire import topics
 from wire.clock import monotonic_s
 from wire.connection import wait_for_brokers
@@ -83,6 +85,7 @@ class Worker:
         self._down: dict[str, asyncio.Event] = {row.name: asyncio.Event() for row in settings.backends}
         self._intakes: list[LaneIntake] = []
         self._dispatch: DispatchLoop | None = None
+        self._describer: Describer | None = None
 
     async def run(self, stop: asyncio.Event, *, ready: asyncio.Event | None = None) -> None:
         """Serve until `stop` is set, then drain: finish running calls, commit, leave the groups.
@@ -131,6 +134,7 @@ class Worker:
             self._cache,
             new_batch_id=lambda: f"b-{short}-{next(batch_numbers)}",
         )
+        describer = self._describer = Describer(dispatcher)
         self._backends: dict[str, Backend] = {row.name: OpenAIBackend(row) for row in self._settings.backends}
         self._finished = FinishedFollower(self._kafka, client_id=client_id)
         self._dispatch = DispatchLoop(
@@ -141,6 +145,7 @@ class Worker:
             self._names,
             worker=self.id,
             metrics=self._metrics,
+            on_finished=lambda lane: describer.finished(lane, now_s=monotonic_s()),
             on_backend_down=lambda name: self._down[name].set(),
             on_fatal=self._fail,
         )
@@ -335,17 +340,25 @@ class Worker:
         self._clock.observe(appended_ms, now_s=monotonic_s())
 
     def _describe(self) -> WorkerSnapshot:
-        dispatcher = self._dispatch.dispatcher if self._dispatch is not None else None
-        return WorkerSnapshot(
+        now_s = monotonic_s()
+        bare = WorkerSnapshot(
             worker=self.id,
             host=self._host,
             pid=self._pid,
-            at_ms=self._clock.ms(monotonic_s()) if self._clock.is_set else 0,
+            at_ms=self._clock.ms(now_s) if self._clock.is_set else 0,
             draining=self._is_draining,
-            in_flight=[task.task_id for task in dispatcher.running] if dispatcher else [],
+        )
+        if self._describer is None:
+            return bare
+        return replace(
+            bare,
+            lanes=self._describer.lanes(now_s=now_s),
+            in_flight=[task.task_id for task in self._describer.dispatcher.running],
             fetched_through={
                 f"{intake.topic}/{partition}": offset
                 for intake in self._intakes
                 for partition, offset in intake.fetched_through.items()
             },
+            classes=self._describer.classes(now_s=now_s, to_ms=self._clock.ms),
+            backends=self._describer.backends(),
         )

@@ -58,13 +58,14 @@ class DispatchLoop:
         *,
         worker: str,
         metrics: WorkerMetrics,
+        on_finished: Callable[[Lane], None] = lambda _lane: None,
         on_backend_down: Callable[[str], None] = lambda _name: None,
         on_fatal: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         self.dispatcher = dispatcher
         self._backends, self._producer, self._index, self._names = backends, producer, index, names
         self._worker, self._metrics, self._on_backend_down = worker, metrics, on_backend_down
-        self._on_fatal = on_fatal
+        self._on_finished, self._on_fatal = on_finished, on_fatal
         self._dead_letters = DeadLetters(producer, names, metrics)
         self._finishing: dict[TaskKey, Task] = {}
         self._calls: dict[TaskKey, asyncio.Task[None]] = {}
@@ -300,10 +301,12 @@ class DispatchLoop:
         self._index.observe(task_id, delivery.source, result.outcome)
         delivery.complete()
         self._metrics.results[delivery.intake.lane, result.outcome].inc()
+        self._on_finished(delivery.intake.lane)
 
     def _count(self, task: Task, result: Result) -> None:
         metrics = self._metrics
         metrics.results[task.lane, result.outcome].inc()
+        self._on_finished(task.lane)
         metrics.end_to_end_s[task.lane].observe(max((result.timing.finished_at_ms or 0) - task.appended_ms, 0) / 1000)
         if result.cached:
             metrics.cache_hits.inc()

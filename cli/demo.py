@@ -151,7 +151,7 @@ def run_demo(seconds: float, *, as_json: bool = False, config: Path | None = Non
     logs.configure("console", "error")
     said = to_stderr if as_json else typer.echo
     said("Starting Kafka, a worker, a GPU publisher and a small language model here ...")
-    stack = DevStack(Options(kafka_port=0, config=config or NO_FILE), said=said)
+    stack = DevStack(Options(port=0, kafka_port=0, config=config or NO_FILE), said=said)
     load = Load(stack, seconds, tells=not as_json)
 
     def ready(record: dict[str, Any]) -> None:

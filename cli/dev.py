@@ -32,7 +32,7 @@ class _Stopped(BaseException):
 
 
 def dev(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The gateway's port; there is no gateway yet.")] = 8400,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The gateway's port; 0 takes any free one.")] = 8400,
     kafka_port: Annotated[int, typer.Option(min=0, max=65535, help="Kafka's port; 0 takes any free one.")] = 9092,
     data: Annotated[Path | None, typer.Option(help="Folder to keep; default a throw-away one.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
@@ -42,11 +42,11 @@ def dev(
     as_json: Annotated[bool, typer.Option("--json", help="One ready line for machines.")] = False,
     config: Config = None,
 ) -> None:
-    """Run Kafka, a worker, a GPU publisher and a small real language model until Ctrl-C."""
+    """Run Kafka, a gateway, a worker, a GPU publisher and a small real language model until Ctrl-C."""
     from cli.embedded.stack import DevStack, Options
 
     backends = _pairs(backend_url or [], backend_kind or [])
-    options = Options(kafka_port, data, workers, backends, gpus, config)
+    options = Options(port, kafka_port, data, workers, backends, gpus, config)
     stack = DevStack(options, said=to_stderr if as_json else typer.echo)
 
     def ready(record: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ def to_stderr(line: str) -> None:
 
 def _welcome(stack: DevStack, record: dict[str, Any]) -> str:
     command, config = _this_command(), f"--config {shlex.quote(str(stack.config))}"
-    rows = [("Kafka", record["kafka"]), *(("Model", url) for url in record["backends"])]
+    rows = [("Gateway", record["gateway"]), ("Kafka", record["kafka"]), *(("Model", url) for url in record["backends"])]
     if stack.model is not None:
         rows += [("", stack.model.note), ("", "A request may name any model; this one answers.")]
     rows += [("GPUs", stack.given.gpus), *(("Metrics", url) for url in stack.metrics)]
@@ -133,6 +133,9 @@ def _welcome(stack: DevStack, record: dict[str, Any]) -> str:
             f"  {command} submit {config} \\",
             '    --priority high --wait "What is the capital of France?"',
             f"  {command} watch {config}\n",
+            "or over HTTP:\n",
+            f"  curl -s {record['gateway']}/v1/async/submit -H 'content-type: application/json' \\",
+            """    -d '{"priority": "high", "messages": [{"role": "user", "content": "Name three fruits."}]}'\n""",
         ]
     )
 

@@ -28,6 +28,7 @@ class BackendState:
     reserved: Mapping[Lane, int] = field(default_factory=dict)
     probe: Probe | None = None
     up: bool = False
+    down_reason: str | None = None
     draining: bool = False
     paused_until_s: float = 0.0
     in_flight: dict[Lane, int] = field(default_factory=dict)

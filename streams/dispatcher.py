@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import orjson
 
+from schemas.progress import Gate
 from schemas.result import BatchRef, Result
 from schemas.topics import Lane
 from streams import outcome
@@ -37,6 +38,7 @@ from streams.retrying import InPlaceRetries, RetryBudget
 from streams.routing import MATRIX, Candidate, ModelDecision, Router, Want
 from streams.settings import ModelSettings, Settings
 from streams.task import Task, TaskKey
+from streams.waiting import WaitingCounts
 
 _STALE_EXPIRIES = 256
 _UNSIZED = ModelSettings(name="")
@@ -106,6 +108,7 @@ class Dispatcher:
     retries: InPlaceRetries | None = None
     next_deadline_s: float | None = None
     backends: dict[str, BackendState] = field(default_factory=dict)
+    waiting_counts: WaitingCounts = field(default_factory=WaitingCounts)
     _windows: dict[Lane, dict[RouteClass, Window]] = field(default_factory=lambda: {lane: {} for lane in Lane})
     _tasks: dict[TaskKey, Task] = field(default_factory=dict)
     _waiting: dict[TaskKey, tuple[RouteClass, bytes]] = field(default_factory=dict)
@@ -184,7 +187,7 @@ class Dispatcher:
         state = self.backends[backend]
         if probe.up or state.probe is None:
             state.probe = probe
-        state.up = probe.up
+        state.up, state.down_reason = probe.up, probe.reason
         unknown = [task for task in self._held_waiting() if self._is_unknown_model(task)]
         for task in unknown:
             self._forget(task)
@@ -240,7 +243,23 @@ class Dispatcher:
     # What is held, for snapshots and metrics
 
     def waiting(self, lane: Lane) -> int:
-        return sum(window.waiting for window in self._windows[lane].values())
+        return self.waiting_counts.lanes[lane]
+
+    def gate(self, lane: Lane, model: str | None, *, now_s: float) -> Gate:
+        """Return what a waiting class is held up by: the first thing that would have to change for it to move."""
+        route = (model, None)
+        fitting = [c for c in self._candidates(lane, now_s) if _may_serve(c, route)]
+        able = [c for c in fitting if c.up]
+        if not able:
+            return Gate.BACKEND_DOWN if fitting else Gate.NO_BACKEND
+        if lane is Lane.LOW and self._router.sheds_low(Want(model, None, 0), able):
+            return Gate.SHED
+        if not any(c.limit > c.in_flight for c in able):
+            return Gate.NO_FREE_SLOT
+        windows = [self._windows[lane].get((model, agent_type)) for agent_type in (None, *self._agent_types)]
+        is_idle = any(c.in_flight == 0 for c in able)
+        is_ready = any(window and window.ready(now_s, idle=is_idle) is not None for window in windows)
+        return Gate.TURN if is_ready else Gate.WINDOW
 
     def oldest_wait_s(self, lane: Lane, now_s: float) -> float:
         return max((now_s - task.accepted_s for window in self._windows[lane].values() for task in window), default=0.0)
@@ -273,6 +292,7 @@ class Dispatcher:
             lane = self.settings.lanes[task.lane]
             window = windows[route] = Window(lane.window_ms / 1000, lane.max_batch_requests, lane.max_batch_tokens)
         self._waiting[task.key] = (route, group)
+        self.waiting_counts.add(task)
         window.add_first(task, group) if first else window.add(task, group)
 
     def _next_batch(self, now_s: float) -> Batch | None:
@@ -377,6 +397,7 @@ class Dispatcher:
             task.attempts += 1
             task.dispatched_s, task.dispatched_ms = now_s, now_ms
             del self._waiting[task.key]
+            self.waiting_counts.remove(task)
             self._running[task.key] = _Running(task, served, state)
         return batch
 
@@ -394,7 +415,7 @@ class Dispatcher:
         if isinstance(error, BackendOverloaded):
             state.pause(error.retry_after_s, now_s=now_s)
         elif isinstance(error, BackendUnavailable):
-            state.up = False
+            state.up, state.down_reason = False, error.type.value
 
     def _end(self, task: Task, error: ServingError, now_s: float, served: Served | None = None) -> Finish:
         result = outcome.failed(task, error, now_s=now_s, now_ms=self.clock.ms(now_s), served=served)
@@ -423,6 +444,7 @@ class Dispatcher:
         if place is not None:
             route, group = place
             self._windows[task.lane][route].remove(task, group)
+            self.waiting_counts.remove(task)
             self._tidy(task.lane)
         running = self._running.pop(task.key, None)
         if running is not None:

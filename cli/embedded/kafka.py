@@ -32,6 +32,7 @@ class KafkaCluster:
 
     Nodes are numbered from 1. `port` is the first broker's, the others follow; 0 takes free ones. `data` keeps the log
     for the next cluster of the same size; None keeps it in a throw-away folder. `properties` override server settings.
+    `logs` is a folder for what the nodes say, `kafka-<n>.jsonl` each; None: plain lines beside a node's data.
 
     Ready means: every running broker lists all running brokers in its metadata, and the controller, asked through each,
     would create a topic with a replica on all of them. From then on a produce works; no topic is left behind.
@@ -46,6 +47,7 @@ class KafkaCluster:
         brokers: int = 1,
         port: int = 0,
         data: Path | None = None,
+        logs: Path | None = None,
         properties: Mapping[str, str] | None = None,
         heap_mb: int = 256,
         progress: Callable[[str], None] | None = None,
@@ -55,7 +57,7 @@ class KafkaCluster:
         if brokers not in (1, 3):
             raise ValueError("brokers must be 1 or 3")
         self._count, self._port, self._heap_mb = brokers, port, heap_mb
-        self._folder = DataFolder(data)
+        self._folder, self._logs = DataFolder(data), logs
         self._properties = dict(properties or {})
         self._progress = progress or (lambda _: None)
         self._jvm, self._jvm_flags = jvm, jvm_flags
@@ -120,7 +122,14 @@ class KafkaCluster:
         data = self._folder.claim()
         numbers = range(1, self._count + 1)
         self._nodes = [
-            Node(number, data / f"broker-{number}", ports[number - 1], controllers[number - 1]) for number in numbers
+            Node(
+                number,
+                data / f"broker-{number}",
+                ports[number - 1],
+                controllers[number - 1],
+                self._logs and self._logs / f"kafka-{number}.jsonl",
+            )
+            for number in numbers
         ]
         checkpoint = jvm.checkpoint()
         try:

@@ -40,7 +40,7 @@ appender.f.name=F
 appender.f.fileName=${sys:kafka.log}
 appender.f.filePattern=${sys:kafka.log}.%i
 appender.f.layout.type=PatternLayout
-appender.f.layout.pattern=%d{HH:mm:ss.SSS} %p %c{1} %m%n
+appender.f.layout.pattern=@PATTERN@
 appender.f.policies.type=Policies
 appender.f.policies.size.type=SizeBasedTriggeringPolicy
 appender.f.policies.size.size=10MB
@@ -49,16 +49,25 @@ appender.f.strategy.max=1
 rootLogger.level=${sys:kafka.level:-warn}
 rootLogger.appenderRef.f.ref=F
 """
+_PLAIN = "%d{HH:mm:ss.SSS} %p %c{1} %m%n"
+_JSON = (
+    '{"timestamp": "%d{yyyy-MM-dd\'T\'HH:mm:ss.SSS}{UTC}Z", "level": "%level{lowerCase=true}", "logger": "%c", '
+    '"event": "%enc{%m%ex}{JSON}"}%n'
+)
 
 
 @dataclass(frozen=True)
 class Node:
-    """Where one node lives: its id (from 1), its folder and its two ports on 127.0.0.1."""
+    """Where one node lives: its id (from 1), its folder and its two ports on 127.0.0.1.
+
+    `log` is where its log goes, JSON lines where the name ends in `.jsonl`; None: plain lines in its folder.
+    """
 
     number: int
     folder: Path
     broker_port: int
     controller_port: int
+    log: Path | None = None
 
     @property
     def properties_file(self) -> Path:
@@ -70,7 +79,12 @@ class Node:
 
     @property
     def log_file(self) -> Path:
-        return self.folder / "kafka.log"
+        return self.log or self.folder / "kafka.log"
+
+    @property
+    def log_pattern(self) -> str:
+        """How Log4j writes a line."""
+        return _JSON if self.log_file.suffix == ".jsonl" else _PLAIN
 
     @property
     def output_file(self) -> Path:
@@ -117,7 +131,7 @@ def write_settings(node: Node, properties: Mapping[str, str]) -> None:
     node.folder.mkdir(parents=True, exist_ok=True)
     lines = (f"{name}={_escaped(value)}\n" for name, value in properties.items())
     node.properties_file.write_text("".join(lines), encoding="ascii")
-    node.log4j_file.write_text(_LOG4J2, encoding="ascii")
+    node.log4j_file.write_text(_LOG4J2.replace("@PATTERN@", node.log_pattern), encoding="ascii")
 
 
 def _escaped(value: str) -> str:

@@ -35,14 +35,18 @@ class Given:
     def backends(self) -> list[dict[str, Any]]:
         return [_values(row) for row in self.settings.backends]
 
-    def document(self, bootstrap: str, backends: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return the settings of the stack's processes, as TOML has them."""
+    def document(
+        self, bootstrap: str, backends: Sequence[dict[str, Any]], gateway: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the settings of the stack's processes, as TOML has them; `gateway` is what the stack fixes of the gateway's."""
         values = _values(self.settings)
         kept = {name: value for name, value in values.get("kafka", {}).items() if name in ("prefix", "gpu_topic")}
         # One node on loopback, ports of the system's choice, and logs that programs read.
         fixed = {
             "allow_insecure_dev": True,
             "kafka": {**kept, "bootstrap": bootstrap, "partitions": PARTITIONS, "replication": 1},
+            "gateway": {**values.get("gateway", {}), **(gateway or {})},
+            "auth": {"modes": ["none"]},
             "metrics": {**values.get("metrics", {}), "port": 0},
             "gpus": {**values.get("gpus", {}), "source": self.gpus},
             "logging": {**values.get("logging", {}), "format": "json"},

@@ -1,4 +1,4 @@
-"""All of Triage on one machine: an embedded Kafka, a model server, workers and a GPU publisher as child processes."""
+"""All of Triage on one machine: an embedded Kafka, a model server, workers, a gateway and a GPU publisher as child processes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from agents.backends.openai import OpenAIBackend
 from cli.embedded import settings_file
 from cli.embedded.errors import DevExtraMissing, explained
 from cli.embedded.fetching import ensure_jvm_shown
@@ -29,7 +30,8 @@ from cli.embedded.storage import replace_text
 from cli.embedded.supervisor import Backoff, Child, Supervisor
 from cli.errors import Failed
 from schemas.topics import TopicNames
-from streams.settings import KafkaSettings
+from streams.ports import Probe
+from streams.settings import BackendSettings, KafkaSettings
 from wire import topics
 from wire.clock import monotonic_s
 
@@ -39,13 +41,14 @@ _READY_S = 60.0
 _CACHED_S = 0.5
 # Ctrl-C ends everything within ten seconds: a worker's drain and its leave, then the broker, which needs 0.3 s.
 DRAIN_S, _STOP_CHILDREN_S, _STOP_KAFKA_S = 4.0, 7.0, 2.5
-_KAFKA, _BACKEND = "kafka-1", "backend-1"
+_KAFKA, _BACKEND, _GATEWAY, _HOST = "kafka-1", "backend-1", "gateway", "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class Options:
     """What `triage dev` was asked for. `backends`: (kind, url) of own model servers, empty for the embedded one."""
 
+    port: int = 8400
     kafka_port: int = 9092
     data: Path | None = None
     workers: int = 1
@@ -69,7 +72,8 @@ class DevStack:
         self._cluster: KafkaCluster | None = None
         self._kafka_backoff = Backoff()
         self._took_s = 0.0
-        self._known_ready: set[str] = set()
+        self._known_ready: dict[str, int] = {}
+        self._port = options.port
 
     @property
     def config(self) -> Path:
@@ -85,6 +89,11 @@ class DevStack:
         return self._cluster.bootstrap if self._cluster is not None else ""
 
     @property
+    def gateway(self) -> str:
+        """The URL of the gateway."""
+        return f"http://{_HOST}:{self._port}"
+
+    @property
     def names(self) -> TopicNames:
         return self.given.names
 
@@ -96,7 +105,7 @@ class DevStack:
     def metrics(self) -> list[str]:
         """Return the URL of every child's /metrics."""
         ports = [child.ready.get("metrics_port") for child in self.children.values()]
-        return [f"http://127.0.0.1:{port}/metrics" for port in ports if port]
+        return [f"{self.gateway}/metrics", *(f"http://{_HOST}:{port}/metrics" for port in ports if port)]
 
     def start(self) -> dict[str, Any]:
         """Start all of it and return the ready record; what was started before a failure is for `stop`.
@@ -113,14 +122,18 @@ class DevStack:
             if fetching is not None:
                 self._start_backend(fetching.result(_CACHED_S))  # loads its model while Kafka starts
         port, data = self._options.kafka_port, self.folder / "kafka"
-        self._cluster = KafkaCluster(port=port, data=data, progress=self._said, jvm=jvm)
+        self._cluster = KafkaCluster(port=port, data=data, logs=self.logs, progress=self._said, jvm=jvm)
         self._cluster.start()
         self._kafka_backoff.started(monotonic_s())
         self._apply_topics()
         if fetching is not None and self.model is None:
             self._start_backend(fetching.result())
-        settings_file.write(self.config, self.given.document(self.bootstrap, self._backends()))
+        # Chosen here, not by the gateway: one that is started again is to be found where it was.
+        self._port = self._options.port or free_ports(1)[0]
+        gateway = {"host": _HOST, "port": self._port, "data_dir": str(self.folder / "gateway")}
+        settings_file.write(self.config, self.given.document(self.bootstrap, self._backends(), gateway))
         self._start_rest()
+        self._say_who_is_silent()
         self._took_s = round(monotonic_s() - began_s, 2)
         return self.record()
 
@@ -130,11 +143,14 @@ class DevStack:
         for module in needed:
             if find_spec(module) is None:
                 raise DevExtraMissing(module)
-        port = self._options.kafka_port
-        if port and not is_port_free(port):
-            raise Failed(
-                f"Port {port} is taken, perhaps by another Kafka: choose one with --kafka-port, 0 for any free one."
-            )
+        for port, whose, flag in (
+            (self._options.kafka_port, "Kafka", "--kafka-port"),
+            (self._options.port, "gateway", "--port"),
+        ):
+            if port and not is_port_free(port):
+                raise Failed(
+                    f"Port {port} is taken, perhaps by another {whose}: choose one with {flag}, 0 for any free one."
+                )
 
     def _claimed(self) -> Path:
         if self._options.data is None:
@@ -189,6 +205,7 @@ class DevStack:
     def _start_rest(self) -> None:
         triage = [sys.executable, "-P", "-m", "cli"]
         config = ["--config", str(self.config), "--json"]
+        self._start_child(_GATEWAY, [*triage, "gateway", *config])
         if self.given.gpus != "none":
             self._start_child("gpu-publisher", [*triage, "gpu-publisher", *config])
         for number in range(1, self._options.workers + 1):
@@ -197,6 +214,14 @@ class DevStack:
         for child in self.children.values():
             if not self._supervisor.wait_ready(child, _READY_S):
                 raise Failed(f"{child.name} did not become ready: {_last_event(child.log)} (log: {child.log})")
+
+    def _say_who_is_silent(self) -> None:
+        """Say which of the user's own model servers do not answer; workers look at them again and again."""
+        if not self.given.backends:
+            return
+        for row, probe in asyncio.run(_probed(self.given.settings.backends)):
+            if not probe.up:
+                self._said(f"{row.name} at {row.url} does not answer ({probe.reason}): requests wait until it does.")
 
     def _start_child(self, name: str, command: Sequence[str]) -> None:
         # The file has the variables' values too, save those that the stack fixes; here they would win over it.
@@ -214,9 +239,12 @@ class DevStack:
         assert self._supervisor is not None
         changed = bool(self._supervisor.watch())
         changed |= self._watch_kafka()
-        ready = {name for name, child in self.children.items() if child.is_ready.is_set()}
-        if changed or ready != self._known_ready:
-            self._known_ready = ready
+        ready = {name: child.pid for name, child in self.children.items() if child.is_ready.is_set()}
+        if changed or not ready.items() <= self._known_ready.items():
+            for name, pid in ready.items():
+                if name in self._known_ready and pid != self._known_ready[name]:
+                    self._said(f"{name} is ready again (pid {pid})")
+            self._known_ready |= ready
             self.record()
 
     def _watch_kafka(self) -> bool:
@@ -235,7 +263,7 @@ class DevStack:
 
     @property
     def _kafka_log(self) -> Path:
-        return self.folder / "kafka" / "broker-1" / "kafka.log"
+        return self.logs / f"{_KAFKA}.jsonl"
 
     def record(self) -> dict[str, Any]:
         """Write dev.json and return the ready record."""
@@ -243,7 +271,7 @@ class DevStack:
         children = self.children
         ready = {
             "event": "ready",
-            "gateway": None,
+            "gateway": self.gateway,
             "kafka": self.bootstrap,
             "backends": [row["url"] for row in self._backends()],
             "data": str(self.folder),
@@ -280,6 +308,17 @@ class DevStack:
     def _release(self) -> None:
         if self._options.data is None and self.folder != Path():
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+async def _probed(backends: Sequence[BackendSettings]) -> list[tuple[BackendSettings, Probe]]:
+    async def probed(row: BackendSettings) -> tuple[BackendSettings, Probe]:
+        backend = OpenAIBackend(row)
+        try:
+            return row, await backend.probe()
+        finally:
+            await backend.close()
+
+    return await asyncio.gather(*(probed(row) for row in backends))
 
 
 def _last_event(log: Path) -> str:

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from cli.embedded.processes import free_ports
 from schemas.topics import Lane, TopicNames
 from streams.settings import KafkaSettings
 from tests.support.stack import Reader, first_results, request
@@ -80,17 +81,25 @@ async def test_dev_serves_every_lane_survives_a_killed_worker_and_leaves_nothing
         assert {"event", "gateway", "kafka", "backends", "data", "pid", "took_s"} == set(ready)
         assert (process.pid, str(tmp_path)) == (ready["pid"], ready["data"])
         pids = state(tmp_path)["processes"]
-        assert {"kafka-1", "worker-1", "backend-1", "gpu-publisher"} == set(pids) == set(state(tmp_path)["logs"])
+        assert (
+            {"kafka-1", "gateway", "worker-1", "backend-1", "gpu-publisher"}
+            == set(pids)
+            == set(state(tmp_path)["logs"])
+        )
         async with httpx.AsyncClient() as client:
             shown = [(await client.get(url)).text for url in state(tmp_path)["metrics"]]
-        assert [True, True] == sorted("triage_" in text for text in shown)
+        assert [True, True, True] == sorted("triage_" in text for text in shown)
         async with (
             AIOKafkaProducer(bootstrap_servers=ready["kafka"], acks="all") as producer,
             Reader(ready["kafka"], NAMES.results, 6) as reader,
         ):
             await _forty_minimal_records(producer, reader)
             await _a_second_copy_is_cached(producer, reader)
+            task_id = await _the_gateway_answers(ready["gateway"])
+            os.kill(pids["gateway"], signal.SIGKILL)
+            await until_restarted(tmp_path, "gateway", pids["gateway"])
             await _a_killed_worker_loses_nothing(producer, reader, tmp_path, pids["worker-1"])
+            await _the_gateway_remembers(ready["gateway"], task_id)
         verified = ["topics", "verify", "--config", str(tmp_path / "triage.toml")]
         assert (await asyncio.to_thread(run_verb, verified)).returncode == 0
         pids = state(tmp_path)["processes"]
@@ -117,6 +126,31 @@ async def _a_second_copy_is_cached(producer: AIOKafkaProducer, reader: Reader) -
     sent = await producer.send_and_wait(NAMES.requests(Lane.HIGH), short("Say 0."))
     results = first_results(await reader.until(41))
     assert results[f"high.{sent.partition}.{sent.offset}"]["cached"] is True
+
+
+async def _the_gateway_answers(url: str) -> str:
+    body = {"priority": "high", "messages": [{"role": "user", "content": "Name a fruit."}]}
+    async with httpx.AsyncClient(base_url=url, timeout=70) as client:
+        submitted = await client.post("/v1/async/submit", json={**body, "parameters": {"max_tokens": 4}})
+        assert submitted.status_code == 202
+        task_id: str = submitted.json()["task_id"]
+        result = await client.get(f"/v1/async/result/{task_id}", params={"wait": 60})
+        assert (200, "completed") == (result.status_code, result.json()["status"])
+    return task_id
+
+
+async def _the_gateway_remembers(url: str, task_id: str) -> None:
+    async with httpx.AsyncClient(base_url=url, timeout=10) as client, asyncio.timeout(20):
+        while True:
+            try:
+                answer = await client.get(f"/v1/async/status/{task_id}")
+            except httpx.ConnectError:
+                await asyncio.sleep(0.05)
+                continue
+            if answer.status_code != 503:
+                break
+            await asyncio.sleep(0.05)
+    assert (200, "completed") == (answer.status_code, answer.json()["status"])
 
 
 async def _a_killed_worker_loses_nothing(producer: AIOKafkaProducer, reader: Reader, folder: Path, worker: int) -> None:
@@ -180,3 +214,12 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
     assert second.returncode == 1
     assert f"Port {port} is taken" in second.stderr
     assert "Traceback" not in second.stderr
+
+
+def test_an_own_model_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    (closed,) = free_ports(1)
+    with running_dev(tmp_path, "--gpus", "none", "--backend-url", f"http://127.0.0.1:{closed}") as (process, ready):
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=15)[1]
+    assert [f"http://127.0.0.1:{closed}"] == ready["backends"]
+    assert f"backend-1 at http://127.0.0.1:{closed} does not answer" in said
