@@ -46,7 +46,7 @@ format: install ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 
 lock: ## Renew requirements.lock (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url \
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-strip-extras \
 	  --all-extras --group test --group check pyproject.toml build-requirements.in -o requirements.lock
 
 clean: ## Remove what was built

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("schemas", "streams", "wire", "agents", "gateway", "cli")
@@ -47,6 +50,26 @@ def test_the_lock_pins_every_file_by_hash_and_names_no_host() -> None:
     blocks = re.split(r"^(?=[a-z0-9][a-z0-9._-]*==)", lock, flags=re.MULTILINE)[1:]
     assert len(blocks) > 50
     assert [] == [block.partition("==")[0] for block in blocks if "--hash=sha256:" not in block]
+
+
+def test_the_lock_names_the_extras_that_a_package_asks_of_another() -> None:
+    """Without them pip takes the newest release for `coverage[toml]`, and refuses it for want of a hash."""
+    locked = re.findall(
+        r"^([a-z0-9._-]+)(?:\[(.*?)\])?==", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE
+    )
+    extras = {name: set(filter(None, re.split(r",\s*", given))) for name, given in locked}
+    missing = set()
+    for name in extras:
+        try:
+            wanted = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # for another platform
+            continue
+        for each in map(Requirement, wanted):
+            if each.marker is None or each.marker.evaluate({"extra": ""}):
+                missing |= {
+                    (each.name, extra) for extra in each.extras - extras.get(canonicalize_name(each.name), set())
+                }
+    assert set() == missing
 
 
 def test_the_wheel_carries_every_package() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -207,10 +208,31 @@ async def test_a_killed_dev_takes_its_children_with_it(tmp_path: Path) -> None:
                 await asyncio.sleep(0.02)
 
 
+async def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path) -> None:
+    with running_dev(tmp_path, "--gpus", "none") as (process, _):
+        pids = state(tmp_path)["processes"]
+        os.kill(pids["worker-1"], signal.SIGSTOP)  # a worker that will not end by itself
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 3) == 130
+        async with asyncio.timeout(5):
+            while any(is_alive(pid) for pid in pids.values()):  # noqa: ASYNC110 - other people's processes have no signal
+                await asyncio.sleep(0.02)
+
+
+def test_the_gateways_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run_verb(["dev", "--port", port, "--kafka-port", "0", "--data", str(tmp_path)])
+    assert done.returncode == 1
+    assert f"Port {port} is taken" in done.stderr
+    assert "--port" in done.stderr
+
+
 def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
     with running_dev(tmp_path / "a", "--gpus", "none") as (_, ready):
         port = ready["kafka"].rpartition(":")[2]
-        second = run_verb(["dev", "--kafka-port", port, "--data", str(tmp_path / "b")])
+        second = run_verb(["dev", "--port", "0", "--kafka-port", port, "--data", str(tmp_path / "b")])
     assert second.returncode == 1
     assert f"Port {port} is taken" in second.stderr
     assert "Traceback" not in second.stderr
