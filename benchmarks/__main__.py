@@ -1,7 +1,8 @@
 """Every benchmark in its short form: `make bench`."""
 
-from benchmarks import backend_call, drain, paced
+from benchmarks import backend_call, drain, paced, view
 
 drain.main(6_000, 3)
 paced.main()
 backend_call.main()
+view.main(50_000)

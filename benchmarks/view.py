@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import random
 import subprocess
@@ -146,6 +147,8 @@ async def measure(url: str, ids: list[str], pid: int) -> None:
 
 
 def main(count: int = 1_000_000) -> None:
+    # A topic that was made a moment ago has no leader yet, which the client says again and again.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     folder = Path(tempfile.mkdtemp(prefix="triage-view-"))
     with KafkaCluster(heap_mb=512) as cluster:
         kafka = KafkaSettings(

@@ -100,8 +100,14 @@ def load(
 
 
 def unsafe(settings: Settings) -> list[str]:
-    """Return what of the Kafka settings only `allow_insecure_dev` permits, a clause each."""
+    """Return what only `allow_insecure_dev` permits, a clause each."""
     found = []
+    host = settings.gateway.host
+    if not is_loopback(f"{host}:0"):
+        if "none" in settings.auth.modes:
+            found.append(f'auth.modes = ["none"] lets everyone in who reaches gateway.host = {host}')
+        if settings.gateway.tls_cert_file is None:
+            found.append(f"without gateway.tls_cert_file prompts go unencrypted to gateway.host = {host}")
     if settings.kafka.replication == 1:
         found.append("kafka.replication = 1 loses acknowledged requests with a disk")
     if settings.kafka.security == "PLAINTEXT" and not all(map(is_loopback, settings.kafka.bootstrap.split(","))):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +11,6 @@ import typer
 if TYPE_CHECKING:
     from streams.settings import Settings
 
-_FORCED_EXIT = 1
-
 
 def gateway(
     config: Annotated[Path | None, typer.Option("--config", help="Settings file.")] = None,
@@ -21,17 +18,12 @@ def gateway(
 ) -> None:
     """Answer over HTTP: submit, status, result, cancel; ends cleanly on SIGTERM."""
     from cli.configuration import load
-    from cli.errors import Failed, SettingsError
+    from cli.errors import Failed
     from wire import logs
 
     settings = load(config).settings
     if settings.auth.modes != ["none"]:
         raise Failed('auth.modes other than ["none"] are not there yet.')
-    if not _is_loopback(settings.gateway.host) and not settings.allow_insecure_dev:
-        raise SettingsError(
-            f'gateway.host = {settings.gateway.host} with auth.modes = ["none"] lets everyone in: '
-            "set allow_insecure_dev = true if this is for development only."
-        )
     logs.configure(settings.logging.format, settings.logging.level)
     serve(settings, as_json=as_json)
 
@@ -39,7 +31,7 @@ def gateway(
 def serve(settings: Settings, *, as_json: bool) -> None:
     """Run a gateway until a signal; a second signal ends the process at once.
 
-    Raises: Failed, when the port is taken or the topics differ from the catalogue.
+    Raises: Failed, when the port is taken, the certificate cannot be used or the topics differ from the catalogue.
     """
     import asyncio
     import json
@@ -47,6 +39,7 @@ def serve(settings: Settings, *, as_json: bool) -> None:
     import uvloop
 
     from cli.errors import Failed
+    from cli.stopping import stop_on_signals
     from gateway import server
     from gateway.core import Gateway, TopicsDiffer
     from wire.clock import monotonic_s
@@ -59,19 +52,14 @@ def serve(settings: Settings, *, as_json: bool) -> None:
         raise Failed(
             f"Port {port} of {host} cannot be used ({error.strerror}): set gateway.port, 0 = any free."
         ) from None
-    url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    scheme = "http" if settings.gateway.tls_cert_file is None else "https"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
     async def main() -> None:
+        stop = stop_on_signals()
         running = Gateway(settings, cache_home=_cache_home())
-        loop = asyncio.get_running_loop()
-
-        def on_signal() -> None:
-            if running.stop.is_set():
-                os._exit(_FORCED_EXIT)
-            running.close()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, on_signal)
+        stopping = asyncio.create_task(stop.wait())
+        stopping.add_done_callback(lambda _: running.close())
         work = asyncio.create_task(server.serve(running, listening))
         ready = asyncio.create_task(running.ready.wait())
         await asyncio.wait([work, ready], return_when=asyncio.FIRST_COMPLETED)
@@ -80,20 +68,12 @@ def serve(settings: Settings, *, as_json: bool) -> None:
             print(json.dumps(line) if as_json else f"gateway is ready at {url}", flush=True)
         ready.cancel()
         await work
+        stopping.cancel()
 
     try:
         uvloop.run(main())
-    except TopicsDiffer as error:
+    except (TopicsDiffer, server.CertificateUnusable) as error:
         raise Failed(str(error)) from None
-
-
-def _is_loopback(host: str) -> bool:
-    from ipaddress import ip_address
-
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _cache_home() -> Path:

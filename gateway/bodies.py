@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from gateway.fleet import BackendView, GpuView
 from gateway.submission import SubmitBody
 from schemas.result import Result, ResultError
 from schemas.topics import Lane
@@ -128,8 +129,8 @@ class Health(BaseModel):
     reasons: list[str]
     kafka: Literal["reachable", "unreachable", "waiting"]
     workers: int
-    backends: Any = None
-    gpus: Any = None
+    backends: list[BackendView]
+    gpus: list[GpuView]
 
 
 class FieldError(BaseModel):

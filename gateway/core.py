@@ -11,8 +11,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 from gateway import places
 from gateway.answers import Answers
@@ -28,17 +28,19 @@ from gateway.view import View
 from gateway.waiters import Waiters
 from schemas.codec import encode
 from schemas.progress import WorkerSnapshot
+from schemas.topics import Lane
 from streams.brokertime import BrokerClock
 from streams.settings import Settings
 from wire import topics
 from wire.clock import monotonic_s
-from wire.connection import client_options, wait_for_brokers
+from wire.connection import BrokersUnreachable, client_options, wait_for_brokers
 from wire.logs import get_logger
 from wire.producing import DurableProducer
 
 _QUIET_S = 10.0
 _TICK_S = 1.0
 _RETRACT_S = 1.0
+_RETRY_S = 0.5
 
 log = get_logger(__name__)
 
@@ -58,7 +60,7 @@ class Gateway:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.metrics = GatewayMetrics()
         self.ready, self.stop = asyncio.Event(), asyncio.Event()
-        self.fleet = Fleet()
+        self.fleet = Fleet(settings.gpus.stale_after_s)
         self._client_id = f"triage-gateway-{self.id}"
         self._clock, self.waiters = BrokerClock(), Waiters()
         self._sent_s = monotonic_s()
@@ -78,17 +80,24 @@ class Gateway:
         self.stop.set()
 
     async def run(self, ending: asyncio.Event) -> None:
-        """Keep the view until `ending` is set. Raises: TopicsDiffer; any error of a part that ended by itself."""
-        await wait_for_brokers(self._kafka, log=log, stop=self.stop)
-        if self.stop.is_set():
-            return
-        await self._verify_topics()
-        async with contextlib.AsyncExitStack() as stack:
-            await self._serve(stack, ending)
+        """Keep the view until `ending` is set. Raises: TopicsDiffer; any other error of a part that ended by itself."""
+        while not ending.is_set():
+            await wait_for_brokers(self._kafka, log=log, stop=self.stop)
+            if self.stop.is_set():
+                return
+            try:
+                await self._verify_topics()
+                async with contextlib.AsyncExitStack() as stack:
+                    await self._serve(stack, ending)
+            except (KafkaError, BrokersUnreachable) as error:  # they answered, and then they did not
+                log.warning("Kafka went away while the gateway started; trying again", error=type(error).__name__)
+                self._tasks = self.logs = None
+                await asyncio.sleep(_RETRY_S)
 
     async def _serve(self, stack: contextlib.AsyncExitStack, ending: asyncio.Event) -> None:
+        names, partitions = self._kafka.names, self._kafka.partitions
         finished = await self._open_file(stack)
-        view = View(self._kafka.names, self._kafka.partitions, finished)
+        view = View(names, partitions, finished, on_second_partition=self.metrics.on_two_partitions.inc)
         producer = DurableProducer(
             self._kafka,
             client_id=self._client_id,
@@ -100,7 +109,7 @@ class Gateway:
             stack.push_async_callback(part.stop)
         await producer.start()
         await ends.start()
-        await answers.start(TopicPartition(self._kafka.names.results, 0))
+        await answers.start(names.results, *map(names.requests, Lane))
         await self._snapshot(producer)
         stack.push_async_callback(self._retract, producer)
         follower = Follower(
@@ -114,7 +123,6 @@ class Gateway:
             now_ms=lambda: self._clock.ms(monotonic_s()),
         )
         logs = KafkaLogs(producer, follower, ends, answers, self._clock)
-        names, partitions = self._kafka.names, self._kafka.partitions
         self._tasks = Tasks(names, partitions, view, self.fleet, logs, self.waiters, random=secrets.token_bytes)
         self.logs = logs
         await self._until(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -15,48 +16,101 @@ from wire.connection import QUICK_RETRIES, consumer_options
 
 ASK_S = 2.0
 
+Offsets = dict[TopicPartition, int]
+
 
 @dataclass
 class _Question:
     """The partitions that several callers want to know the end of, asked together."""
 
     tps: set[TopicPartition] = field(default_factory=set)
-    answer: asyncio.Future[dict[TopicPartition, int]] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+    answer: asyncio.Future[Offsets] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-class Ends:
-    """Asks for the ends of partitions. What is answered holds for every record acknowledged before the question.
+class Questions:
+    """Asks for ends through `ask`, one question at a time; who comes meanwhile is in the next, all of them together.
 
-    One question is under way at a time; who comes meanwhile is in the next, all of them together.
+    So every answer is to a question that was sent after its caller came.
     """
 
-    def __init__(self, kafka: KafkaSettings, *, client_id: str) -> None:
-        self._consumer = AIOKafkaConsumer(**consumer_options(kafka, client_id=f"{client_id}-ends") | QUICK_RETRIES)
+    def __init__(self, ask: Callable[[list[TopicPartition]], Awaitable[Offsets]]) -> None:
+        self._ask = ask
         self._next: _Question | None = None
         self._asking: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        await self._consumer.start()
 
     async def stop(self) -> None:
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
-        await self._consumer.stop()
 
-    async def of(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        """Return the offset that the next record of each will get. Raises: Unavailable after 2 s without an answer."""
+    async def of(self, tps: Iterable[TopicPartition]) -> Offsets:
+        """Return the ends of `tps`. Raises: Unavailable after 2 s without an answer."""
         wanted = list(tps)
         question = self._next = self._next or _Question()
         question.tps.update(wanted)
         if self._asking is None:
-            self._asking = asyncio.create_task(self._ask())
+            self._asking = asyncio.create_task(self._go_on())
         found = await asyncio.shield(question.answer)
         return {tp: found[tp] for tp in wanted}
 
-    async def at_time(self, tps: Iterable[TopicPartition], at_ms: int) -> dict[TopicPartition, int]:
+    async def _go_on(self) -> None:
+        question: _Question | None = None
+        try:
+            while self._next is not None:
+                question, self._next = self._next, None
+                await self._answer(question)
+        finally:
+            self._asking = None
+            for left in (question, self._next):
+                if left is not None:
+                    _fail(left, "the gateway is stopping")
+
+    async def _answer(self, question: _Question) -> None:
+        try:
+            async with asyncio.timeout(ASK_S):
+                question.answer.set_result(await self._ask(list(question.tps)))
+        except (TimeoutError, KafkaError):
+            _fail(question, "Kafka does not answer")
+
+
+def _fail(question: _Question, why: str) -> None:
+    if not question.answer.done():
+        question.answer.set_exception(Unavailable(why))
+        question.answer.exception()  # whoever asked may be gone
+
+
+class Ends:
+    """Tells the ends of partitions. What is answered holds for every record acknowledged before the call.
+
+    Each broker has questions of its own: one that is silent holds nobody up who asks another.
+    """
+
+    def __init__(self, kafka: KafkaSettings, *, client_id: str) -> None:
+        self._consumer = AIOKafkaConsumer(**consumer_options(kafka, client_id=f"{client_id}-ends") | QUICK_RETRIES)
+        self._questions: dict[int | None, Questions] = {}
+
+    async def start(self) -> None:
+        await self._consumer.start()
+
+    async def stop(self) -> None:
+        for questions in self._questions.values():
+            await questions.stop()
+        await self._consumer.stop()
+
+    async def of(self, tps: Iterable[TopicPartition]) -> Offsets:
+        """Return the offset that the next record of each will get. Raises: Unavailable after 2 s without an answer."""
+        by_leader: dict[int | None, list[TopicPartition]] = defaultdict(list)
+        for tp in tps:
+            by_leader[self._consumer._client.cluster.leader_for_partition(tp)].append(tp)
+        asked = [self._questions_to(leader).of(theirs) for leader, theirs in by_leader.items()]
+        if len(asked) == 1:
+            return await asked[0]
+        found: Offsets = {}
+        for part in await asyncio.gather(*asked):
+            found |= part
+        return found
+
+    async def at_time(self, tps: Iterable[TopicPartition], at_ms: int) -> Offsets:
         """Return the offset of the first record not older than `at_ms`, the end where there is none. Raises: Unavailable."""
         wanted = list(tps)
         found = await self.of(wanted)
@@ -67,22 +121,5 @@ class Ends:
             raise Unavailable("Kafka does not answer") from error
         return found | {tp: at.offset for tp, at in times.items() if at is not None}
 
-    async def _ask(self) -> None:
-        question: _Question | None = None
-        try:
-            while self._next is not None:
-                question, self._next = self._next, None
-                await self._answer(question)
-        finally:
-            self._asking = None
-            for left in (question, self._next):
-                if left is not None and not left.answer.done():
-                    left.answer.cancel()
-
-    async def _answer(self, question: _Question) -> None:
-        try:
-            async with asyncio.timeout(ASK_S):
-                question.answer.set_result(await self._consumer.end_offsets(list(question.tps)))
-        except (TimeoutError, KafkaError):
-            question.answer.set_exception(Unavailable("Kafka does not answer"))
-            question.answer.exception()  # whoever asked may be gone
+    def _questions_to(self, leader: int | None) -> Questions:
+        return self._questions.setdefault(leader, Questions(self._consumer.end_offsets))

@@ -48,6 +48,8 @@ class Finished(NamedTuple):
     batch_id: str | None = None
 
 
+_FROM_THE_FIRST = ("", -1)
+
 _Row = tuple[str, int, str, int, int, int, int, str | None]
 
 
@@ -62,6 +64,7 @@ class FinishedFile:
         self._fresh: dict[str, dict[int, _Row]] = {}
         self._consumed: dict[int, int] = {}
         self.unwritten = 0
+        self._looked_through = _FROM_THE_FIRST
         try:
             self._database = self._open()
         except sqlite3.DatabaseError:
@@ -90,12 +93,10 @@ class FinishedFile:
         rows = {row[1]: row for row in stored}
         return [_finished(row) for row in {**self._fresh.get(task_id, {}), **rows}.values()]
 
-    def has(self, task_id: str, partition: int) -> bool:
-        """Whether this task has an outcome."""
-        if partition in self._fresh.get(task_id, ()):
-            return True
-        query = "SELECT 1 FROM finished WHERE task_id = ? AND partition = ?"
-        return self._database.execute(query, (task_id, partition)).fetchone() is not None
+    def partitions(self, task_id: str) -> set[int]:
+        """Return the partition numbers on which there is an outcome under this id."""
+        stored = self._database.execute("SELECT partition FROM finished WHERE task_id = ?", (task_id,))
+        return {*self._fresh.get(task_id, ()), *(partition for (partition,) in stored)}
 
     def consumed(self, partition: int, offset: int) -> None:
         """Take note that everything below `offset` of the results log was given to `add`."""
@@ -118,14 +119,16 @@ class FinishedFile:
         rows = sorted(row for rows in self._fresh.values() for row in rows.values())
         database = self._database
         database.execute("BEGIN")
-        counts = self._insert(rows)
-        database.executemany(
-            "UPDATE counts SET count = count + ?3 WHERE lane = ?1 AND outcome = ?2",
-            [(lane, outcome, count) for (lane, outcome), count in counts.items()],
-        )
+        self._count(self._insert(rows))
         database.executemany("INSERT OR REPLACE INTO consumed VALUES (?, ?)", self._consumed.items())
         database.execute("COMMIT")
         self._fresh, self._consumed, self.unwritten = {}, {}, 0
+
+    def _count(self, counts: Mapping[tuple[int, int], int]) -> None:
+        self._database.executemany(
+            "UPDATE counts SET count = count + ?3 WHERE lane = ?1 AND outcome = ?2",
+            [(lane, outcome, count) for (lane, outcome), count in counts.items()],
+        )
 
     def _insert(self, rows: Sequence[_Row]) -> Counter[tuple[int, int]]:
         """Insert the rows of tasks that have none yet, and return how many of them there were of each lane and outcome."""
@@ -138,6 +141,25 @@ class FinishedFile:
             rows = [row for row in rows if database.execute(_INSERT_NEW, row).rowcount]
         database.execute("RELEASE rows")
         return Counter((row[4], row[3]) for row in rows)
+
+    def forget_older(self, before_ms: int, *, looked_at: int = 1_000) -> int:
+        """Drop what ended before `before_ms` among the next `looked_at` rows, and return how many that were.
+
+        Rows are gone through by id, round and round, a few milliseconds at a time: an index by time would cost every insert.
+        """
+        query = (
+            "SELECT task_id, partition, lane, outcome, at_ms FROM finished WHERE (task_id, partition) > (?, ?) "
+            "ORDER BY task_id, partition LIMIT ?"
+        )
+        rows = self._database.execute(query, (*self._looked_through, looked_at)).fetchall()
+        self._looked_through = rows[-1][:2] if len(rows) == looked_at else _FROM_THE_FIRST
+        old = [row for row in rows if row[4] < before_ms]
+        if old:
+            self._database.execute("BEGIN")
+            self._database.executemany("DELETE FROM finished WHERE task_id = ? AND partition = ?", [r[:2] for r in old])
+            self._count({key: -count for key, count in Counter(row[2:4] for row in old).items()})
+            self._database.execute("COMMIT")
+        return len(old)
 
     def clear(self) -> None:
         """Forget everything: the log is another one than the file was made from."""

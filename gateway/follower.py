@@ -20,6 +20,7 @@ from gateway.ends import Ends
 from gateway.fleet import Fleet
 from gateway.ports import Stored, Unavailable
 from gateway.starts import LOOK_BACK_MS, Followed, starts
+from gateway.tasks import REQUESTS_KEPT_MS, RESULTS_KEPT_MS
 from gateway.view import View
 from gateway.waiters import Waiters
 from streams.settings import KafkaSettings
@@ -38,6 +39,8 @@ _FETCH_BYTES = 512 << 10
 _FETCH_WAIT_MS = 500
 # Rows for one transaction: many while the past is read, few when calls wait for the same loop.
 _ROWS_PAST, _ROWS_LIVE, _FLUSH_S = 30_000, 200, 0.2
+# Looking through a million unfinished tasks takes a tenth of a second.
+_FORGET_S, _SWEEP_S = 600.0, 1.0
 
 log = get_logger(__name__)
 
@@ -64,7 +67,7 @@ class Follower:
         self._positions: dict[TopicPartition, int] = {}
         self._reaching: list[tuple[Mapping[TopicPartition, int], asyncio.Future[None]]] = []
         self._hurry = asyncio.Event()
-        self._flushed_s = monotonic_s()
+        self._flushed_s = self._forgot_s = self._swept_s = monotonic_s()
         self._feeds = self._routes()
 
     async def run(self) -> None:
@@ -160,6 +163,7 @@ class Follower:
             self._feeds[tp](tp, records)
             self._positions[tp] = records[-1].offset + 1
         self._flush_when_due()
+        self._forget_when_due()
         for ends, future in list(self._reaching):
             await self._refresh(consumer, ends)
             if not future.done() and all(self._positions[tp] >= end for tp, end in ends.items()):
@@ -187,6 +191,7 @@ class Follower:
             **dict.fromkeys(followed.progress, self._feed_progress),
             **dict.fromkeys(followed.results, self._feed_results),
             followed.workers: self._feed_snapshots,
+            followed.gpus: self._feed_samples,
         }
 
     def _feed_lane(self, tp: TopicPartition, records: Iterable[Any]) -> None:
@@ -216,6 +221,22 @@ class Follower:
     def _feed_snapshots(self, tp: TopicPartition, records: Iterable[Any]) -> None:
         for record in records:
             self._fleet.snapshot(record.key, record.value, record.timestamp)
+
+    def _feed_samples(self, tp: TopicPartition, records: Iterable[Any]) -> None:
+        for record in records:
+            self._fleet.sample(record.key, record.value, record.timestamp)
+
+    def _forget_when_due(self) -> None:
+        now_s = monotonic_s()
+        if not self._view.is_live or now_s - self._swept_s < _SWEEP_S:
+            return
+        self._swept_s = now_s
+        self._view.finished.forget_older(self._now_ms() - RESULTS_KEPT_MS)
+        if now_s - self._forgot_s > _FORGET_S:
+            self._forgot_s = now_s
+            # Their requests are past retention, so nobody can run them any more.
+            if count := self._view.forget_older(self._now_ms() - REQUESTS_KEPT_MS):
+                log.warning("tasks without an outcome are past their retention", count=count)
 
     def _flush_when_due(self) -> None:
         is_live, unwritten = self._view.is_live, self._view.finished.unwritten

@@ -20,6 +20,7 @@ class GatewayMetrics:
         self.rejected = Counter(
             "triage_rejected_total", "Requests that were refused, by problem.", ["reason"], registry=self.registry
         )
+        self.on_two_partitions = self.rejected.labels("id_on_two_partitions")
         self.producer_replaced = Counter(
             "triage_producer_replaced_total", "Producers replaced after a lost batch.", registry=self.registry
         )

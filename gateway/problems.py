@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import traceback
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -15,6 +16,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from gateway.ports import OutcomeUnknown, Unavailable
 from wire.logs import get_logger
@@ -118,21 +120,28 @@ def trace_id_of(request: Request) -> str:
 
 def install(app: FastAPI) -> None:
     """Let every error of `app` come out as a problem."""
-    app.add_exception_handler(Problem, _problem)
-    app.add_exception_handler(Unavailable, _unavailable)
+    app.add_exception_handler(Problem, _foreseen)
+    app.add_exception_handler(Unavailable, _foreseen)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(Exception, _unforeseen)
 
 
-async def _problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
-    return response(error, trace_id_of(request))
+def response_to(request: Request, error: Problem | Unavailable) -> Response:
+    """Return what a call gets that ended in `error`."""
+    problem = error if isinstance(error, Problem) else Problem(kind_of(error), str(error) or None)
+    return response(problem, trace_id_of(request))
 
 
-async def _unavailable(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Unavailable)
-    return response(Problem(kind_of(error), str(error) or None), trace_id_of(request))
+async def _foreseen(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem | Unavailable)
+    return response_to(request, error)
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    """Nobody reads this: the caller hung up before its body was there."""
+    return Response(status_code=400)
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -149,5 +158,11 @@ async def _validation(request: Request, error: Exception) -> Response:
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
     trace_id = trace_id_of(request)
-    log.error("request failed inside the gateway", error=type(error).__name__, trace_id=trace_id)
+    log.error("request failed inside the gateway", error=type(error).__name__, at=_place(error), trace_id=trace_id)
     return response(Problem(Kind.INTERNAL), trace_id)
+
+
+def _place(error: Exception) -> str:
+    """Return where an error came up, `file:line`; its text is left out, since it may quote what was sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""

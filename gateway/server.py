@@ -8,6 +8,8 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.app import new_app
 from gateway.core import Gateway
@@ -17,8 +19,13 @@ from wire.logs import get_logger
 _FINISH_S = 20
 _CLOSE_S = 10
 _BACKLOG = 1024
+_MOST_HEAD_BYTES = 64 << 10
 
 log = get_logger(__name__)
+
+
+class CertificateUnusable(ValueError):
+    """The certificate or its key cannot be used; change the settings."""
 
 
 class _Server(uvicorn.Server):
@@ -27,6 +34,36 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class _Protocol(HttpToolsProtocol):
+    """Uvicorn's HTTP protocol with a bound on a request's head: the parser in C has none."""
+
+    _is_in_head, _head_bytes = False, 0
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head, self._head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._head_bytes += len(data)
+        if self._is_in_head and self._head_bytes > _MOST_HEAD_BYTES:
+            self.send_400_response("The request's head is too large.")
+
+
+def _quiet(app: ASGIApp) -> ASGIApp:
+    """Return `app` with its errors kept from uvicorn, which would log their text: they have been answered and logged without it."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.suppress(Exception):
+            await app(scope, receive, send)
+
+    return answer
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -38,16 +75,29 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def serve(gateway: Gateway, listening: socket.socket) -> None:
-    """Answer on `listening` until the gateway is closed, then finish running calls. Raises: what ended the gateway."""
+    """Answer on `listening` until the gateway is closed, then finish running calls.
+
+    Raises: CertificateUnusable; what ended the gateway.
+    """
+    settings = gateway.settings.gateway
     config = uvicorn.Config(
-        new_app(gateway),
+        _quiet(new_app(gateway)),
+        http=_Protocol,
         lifespan="off",
         access_log=False,
         log_config=None,
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=_FINISH_S,
+        ssl_certfile=settings.tls_cert_file,
+        ssl_keyfile=settings.tls_key_file,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
     )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        raise CertificateUnusable(f"gateway.tls_cert_file or tls_key_file cannot be used: {error}.") from error
     server = _Server(config)
     answering = asyncio.create_task(server.serve(sockets=[listening]))
     stop = asyncio.create_task(gateway.stop.wait())

@@ -24,6 +24,7 @@ class Followed:
     results: Sequence[TopicPartition]
     progress: Sequence[TopicPartition]
     workers: TopicPartition
+    gpus: TopicPartition
 
     @classmethod
     def of(cls, kafka: KafkaSettings) -> Followed:
@@ -35,11 +36,8 @@ class Followed:
             results=[TopicPartition(names.results, number) for number in numbers],
             progress=[TopicPartition(names.progress, number) for number in numbers],
             workers=TopicPartition(names.workers, 0),
+            gpus=TopicPartition(names.gpu_metrics, 0),
         )
-
-    @property
-    def but_progress(self) -> list[TopicPartition]:
-        return [*self.lanes, *self.retries, *self.results, self.workers]
 
 
 async def starts(
@@ -48,7 +46,7 @@ async def starts(
     """Return the first offset to read of every log but progress, which depends on what the others hold.
 
     Lanes and retries: from the workers' committed offset, or 60 s ago if that is earlier. Results: from where `results`
-    (partition -> next offset) ends, else from the oldest.
+    (partition -> next offset) ends, else from the oldest. Snapshots and GPU samples: from the oldest that is kept.
 
     Raises: BrokersUnreachable, Unavailable.
     """
@@ -56,13 +54,12 @@ async def starts(
     async with log_reader(kafka, client_id=f"{client_id}-starts") as reader:
         for group, tps in _groups(kafka, followed).items():
             found |= await reader.committed(group, tps)
-        oldest = await reader.starts([*followed.results, followed.workers])
+        oldest = await reader.starts([*followed.results, followed.workers, followed.gpus])
     recent = await ends.at_time(found, now_ms - LOOK_BACK_MS)
     found = {tp: min(offset, recent[tp]) for tp, offset in found.items()}
     for tp in followed.results:
         found[tp] = max(results.get(tp.partition, 0), oldest[tp])
-    found[followed.workers] = oldest[followed.workers]
-    return found
+    return found | {tp: oldest[tp] for tp in (followed.workers, followed.gpus)}
 
 
 def _groups(kafka: KafkaSettings, followed: Followed) -> dict[str, Iterable[TopicPartition]]:

@@ -26,6 +26,7 @@ from streams.outcome import result_headers
 from wire.producing import RecordTooLarge
 
 CANCEL_WAIT_S = 2.0
+REQUESTS_KEPT_MS = 3 * DAY_MS
 RESULTS_KEPT_MS = 7 * DAY_MS
 
 
@@ -146,8 +147,9 @@ class Tasks:
         return found.partition == home(found.task_id, self._partitions)
 
     def _is_past(self, task_id: str) -> bool:
+        """Whether a task that is not known may have been there: its deadline lay within its request's retention."""
         made_ms = ids.made_at_ms(task_id)
-        return made_ms is not None and made_ms < self._logs.now_ms - RESULTS_KEPT_MS
+        return made_ms is not None and made_ms < self._logs.now_ms - REQUESTS_KEPT_MS
 
     def _unfinished(self, entry: Unfinished) -> dict[str, Any]:
         is_known = entry.is_waiting and self._fleet.is_fresh(self._logs.now_ms)
@@ -157,6 +159,8 @@ class Tasks:
         return 1 + self._view.ahead_of_next(lane) if self._fleet.is_fresh(self._logs.now_ms) else None
 
     async def _body(self, row: Finished) -> dict[str, Any]:
+        if row.at_ms < self._logs.now_ms - RESULTS_KEPT_MS:
+            raise Problem(Kind.GONE)
         stored = await self._logs.read(self._topics.results, row.partition, row.offset)
         if stored is None:
             raise Problem(Kind.GONE)

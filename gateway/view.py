@@ -6,6 +6,7 @@ its outcome is the first record in the results log of that partition, and from t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
@@ -68,14 +69,23 @@ class _Start:
 class View:
     """Answers for one gateway. Not thread-safe; its only writer is whoever follows the logs.
 
-    `is_live` False while the log is read from the past: results then are not looked at for rates.
+    `is_live` False while the log is read from the past: results then are not looked at for rates. `on_second_partition` hears of
+    each task whose id is known on another partition number too.
     """
 
-    def __init__(self, topics: TopicNames, partitions: int, finished: FinishedFile) -> None:
+    def __init__(
+        self,
+        topics: TopicNames,
+        partitions: int,
+        finished: FinishedFile,
+        *,
+        on_second_partition: Callable[[], None] = lambda: None,
+    ) -> None:
         self.finished, self.recent = finished, Recent()
         self.is_live = False
         self.not_understood = 0
         self._topics, self._partitions = topics, partitions
+        self._on_second_partition = on_second_partition
         self._lanes = {topics.requests(lane): lane for lane in Lane}
         self._lane_of_source = {name.encode(): lane for name, lane in self._lanes.items()}
         self._unfinished: dict[TaskKey, Unfinished] = {}
@@ -104,7 +114,7 @@ class View:
     def retry_record(self, partition: int, headers: Headers, value: bytes | None) -> None:
         """A request that waits for another try; its lane record may be long read and committed."""
         try:
-            found = {name: text.decode() for name, text in headers if name.startswith("triage.")}
+            found = {name: text.decode() for name, text in headers if text and name.startswith("triage.")}
             task_id, lane = found[names.TASK_ID], Lane(found[names.LANE])
             source, appended_ms = Source.parse(found[names.SOURCE]), int(found[names.APPENDED_MS])
             attempts = int(found.get(names.ATTEMPTS, 0))
@@ -142,10 +152,18 @@ class View:
         entry = self._unfinished.pop((row.task_id, partition), None)
         if entry is not None:
             self._uncount(entry)
-        if self.is_live and (entry is not None or not self.finished.has(row.task_id, partition)):
+        if self.is_live and (entry is not None or self._is_new(row.task_id, partition)):
             self.recent.observe(row.lane, row.outcome, appended_ms, value)
         self.finished.add(row)
         return row.task_id
+
+    def forget_older(self, before_ms: int) -> int:
+        """Drop what was appended before, and return how many tasks that were: their requests are past retention, so nobody runs them."""
+        old = [key for key, entry in self._unfinished.items() if entry.appended_ms < before_ms]
+        for key in old:
+            self._uncount(self._unfinished.pop(key))
+        self._early = {place: start for place, start in self._early.items() if start.at_ms >= before_ms}
+        return len(old)
 
     # What is asked
 
@@ -187,7 +205,7 @@ class View:
         """Take a request in, unless its task has ended; of several requests of one task the oldest counts."""
         key = (task_id, partition)
         known = self._unfinished.get(key)
-        if known is None and self.finished.has(task_id, partition):
+        if known is None and not self._is_new(task_id, partition):
             return
         entry = Unfinished(
             task_id=task_id,
@@ -208,6 +226,15 @@ class View:
             self._uncount(known)
         self._unfinished[key] = entry
         self._count(entry)
+
+    def _is_new(self, task_id: str, partition: int) -> bool:
+        """Whether a task that is not among the unfinished has no outcome either. Tells of an id that is on another partition too."""
+        ended_on = self.finished.partitions(task_id)
+        if partition in ended_on:
+            return False
+        if ended_on or any((task_id, other) in self._unfinished for other in range(self._partitions)):
+            self._on_second_partition()
+        return True
 
     def _started(self, task_id: str, partition: int, start: _Start) -> None:
         entry = self._unfinished.get((task_id, partition))

@@ -26,6 +26,7 @@ LONGEST_WAIT_S = 60
 _POLL_AFTER_S = "1"
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: described(bodies.ProblemBody, "Unknown, or another tenant's."),
+    410: described(bodies.ProblemBody, "Past its retention."),
     503: described(bodies.ProblemBody, "Kafka is away or the view has not caught up; come back after Retry-After."),
 }
 _SUBMIT = {"requestBody": {"required": True, "content": {"application/json": {"schema": bodies.SUBMIT_REFERENCE}}}}
@@ -69,7 +70,7 @@ async def status(request: Request, task_id: str, caller: CallerHere) -> Response
     responses={
         200: described(bodies.ResultBody, "The result record."),
         202: described(bodies.Status, "Not finished yet: its status."),
-        410: described(bodies.ProblemBody, "Past its retention."),
+        422: described(bodies.ProblemBody, "`wait` is not a number of seconds from 0 to 60."),
         **_PROBLEMS,
     },
 )

@@ -10,7 +10,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway import bodies
 from gateway.core import Gateway
-from gateway.page import PAGE
+from gateway.fleet import GpuView
+from gateway.page import PAGE, docs
 from gateway.ports import Unavailable
 from gateway.routes.replies import described, gateway_of, json_response
 from schemas import __version__
@@ -32,19 +33,38 @@ async def health(request: Request) -> Response:
 
 
 def health_of(gateway: Gateway) -> dict[str, Any]:
-    """Return the health body: unhealthy when task routes cannot answer, degraded when nobody would serve a task."""
-    logs = gateway.logs
+    """Return the health body: unhealthy when task routes cannot answer, degraded when less than all of it serves tasks."""
+    logs, fleet = gateway.logs, gateway.fleet
     kafka = "waiting" if logs is None else "unreachable" if not logs.is_reachable else "reachable"
-    workers = gateway.fleet.workers(logs.now_ms) if logs is not None else 0
-    reasons = []
+    unable = []
     if kafka != "reachable":
-        reasons.append("Kafka does not answer")
+        unable.append("Kafka does not answer")
     elif not gateway.ready.is_set():
-        reasons.append("the gateway reads the logs and has not caught up yet")
-    status = "unhealthy" if reasons else "healthy" if workers else "degraded"
-    if not workers:
-        reasons.append("no worker was heard of in the last 5 s")
-    return {"status": status, "reasons": reasons, "kafka": kafka, "workers": workers, "backends": None, "gpus": None}
+        unable.append("the gateway reads the logs and has not caught up yet")
+    workers = fleet.workers(logs.now_ms) if logs is not None else 0
+    backends = fleet.backends(logs.now_ms) if logs is not None else []
+    gpus = fleet.gpus(logs.now_ms) if logs is not None else []
+    lacking = [
+        *([] if workers else ["no worker was heard of in the last 5 s"]),
+        *(f"backend {each.name} is down: {each.reason or 'no reason given'}" for each in backends if not each.up),
+        *(reason for each in gpus if (reason := _gpu_reason(each))),
+    ]
+    return {
+        "status": "unhealthy" if unable else "degraded" if lacking else "healthy",
+        "reasons": [*unable, *lacking],
+        "kafka": kafka,
+        "workers": workers,
+        "backends": backends,
+        "gpus": gpus,
+    }
+
+
+def _gpu_reason(gpu: GpuView) -> str | None:
+    if gpu.lost:
+        return f"GPU {gpu.uuid} of {gpu.host} is lost"
+    if gpu.stale:
+        return f"GPU {gpu.uuid} of {gpu.host} was last sampled {gpu.age_s:.0f} s ago"
+    return None
 
 
 @router.get("/healthz/live", include_in_schema=False)
@@ -75,3 +95,8 @@ async def version() -> Response:
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     return HTMLResponse(PAGE)
+
+
+@router.get("/docs", include_in_schema=False)
+async def described_routes(request: Request) -> Response:
+    return HTMLResponse(docs(request.app.openapi()))

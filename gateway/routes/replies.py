@@ -15,6 +15,7 @@ from gateway.tasks import Tasks
 from schemas.headers import Headers
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_MOST_DIGITS = 18
 _TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
 
 
@@ -42,7 +43,7 @@ async def json_body(request: Request, most_bytes: int) -> bytes:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Problem(Kind.MEDIA)
     told = request.headers.get("content-length", "0")
-    if told.isdecimal() and int(told) > most_bytes:
+    if told.isdecimal() and (len(told) > _MOST_DIGITS or int(told) > most_bytes):
         raise _too_large(most_bytes)
     body = bytearray()
     async for chunk in request.stream():

@@ -207,12 +207,34 @@ def test_a_named_file_must_be_there(here: Path) -> None:
         ({"TRIAGE_KAFKA__REPLICATION": "1"}, "kafka.replication = 1 loses acknowledged requests with a disk"),
         ({"TRIAGE_KAFKA__BOOTSTRAP": "10.0.0.1:9092"}, "sends prompts unencrypted to 10.0.0.1:9092"),
         ({"TRIAGE_KAFKA__BOOTSTRAP": "127.0.0.1:1,kafka:9092"}, "sends prompts unencrypted"),
+        (
+            {"TRIAGE_GATEWAY__HOST": "0.0.0.0"},
+            'auth.modes = ["none"] lets everyone in who reaches gateway.host = 0.0.0.0',
+        ),
+        ({"TRIAGE_GATEWAY__HOST": "::"}, 'auth.modes = ["none"] lets everyone in who reaches gateway.host = ::'),
+        (
+            {"TRIAGE_GATEWAY__HOST": "10.0.0.1", "TRIAGE_AUTH__MODES": '["jwt"]'},
+            "without gateway.tls_cert_file prompts go unencrypted to gateway.host = 10.0.0.1",
+        ),
     ],
 )
 def test_unsafe_settings_need_the_switch(environ: dict[str, str], told: str, here: Path) -> None:
     assert told in refusal(None, environ)
     assert load(None, environ={**environ, "ALLOW_INSECURE_DEV": "true"}).settings.allow_insecure_dev
     assert not load(None, environ=environ, refuse_unsafe=False).settings.allow_insecure_dev
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"TRIAGE_GATEWAY__HOST": "localhost"},
+        {"TRIAGE_GATEWAY__HOST": "127.0.0.2"},
+        {"TRIAGE_GATEWAY__HOST": "::1"},
+        {"TRIAGE_GATEWAY__HOST": "0.0.0.0", "TRIAGE_AUTH__MODES": '["jwt"]', "TRIAGE_GATEWAY__TLS_CERT_FILE": "/c"},
+    ],
+)
+def test_a_gateway_on_loopback_or_with_tokens_and_tls_is_safe(environ: dict[str, str], here: Path) -> None:
+    assert environ["TRIAGE_GATEWAY__HOST"] == load(None, environ=environ).settings.gateway.host
 
 
 @pytest.mark.parametrize("bootstrap", ["localhost:9092", "127.77.3.9:9092", "[::1]:9092", "127.0.0.1:1, 127.0.0.1:2"])

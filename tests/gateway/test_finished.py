@@ -32,10 +32,12 @@ def filled(path: Path | None, origin: str = "o") -> FinishedFile:
 def test_a_row_is_found_before_and_after_it_is_written() -> None:
     found = FinishedFile()
     found.add(row())
-    assert ([row()], True) == (found.find("t"), found.has("t", 0))
+    assert ([row()], {0}) == (found.find("t"), found.partitions("t"))
     found.consumed(0, 1)
     found.flush()
-    assert ([row()], True, False, []) == (found.find("t"), found.has("t", 0), found.has("t", 1), found.find("u"))
+    found.add(row(partition=2, offset=1))
+    assert ([row(partition=2, offset=1), row()], {0, 2}) == (found.find("t"), found.partitions("t"))
+    assert ([], set()) == (found.find("u"), found.partitions("u"))
     found.close()
 
 
@@ -116,6 +118,25 @@ def test_a_file_of_another_log_is_begun_anew(tmp_path: Path) -> None:
     again = FinishedFile(tmp_path / "view.sqlite", origin="another cluster")
     assert {} == again.offsets()
     again.close()
+
+
+@pytest.mark.parametrize("looked_at", [1, 3, 7, 1_000])
+def test_old_rows_are_dropped_a_few_at_a_time_and_no_longer_counted(looked_at: int) -> None:
+    found = FinishedFile()
+    for number in range(50):
+        found.add(row(f"t{number // 2}", number % 2, offset=number)._replace(at_ms=number))
+    found.consumed(0, 50)
+    found.flush()
+    dropped = [found.forget_older(30, looked_at=looked_at) for _ in range(50 // looked_at + 1)]
+    assert (30, True) == (sum(dropped), max(dropped) <= looked_at)
+    assert 20 == sum(found.counts().values())
+    assert ([], [0, 1]) == (found.find("t14"), [each.partition for each in found.find("t15")])
+    assert [0] * 60 == [found.forget_older(30, looked_at=looked_at) for _ in range(60)]
+    found.add(row("a"))
+    found.consumed(0, 51)
+    found.flush()
+    assert 1 == sum(found.forget_older(1_001, looked_at=looked_at) for _ in range(100)) - 20
+    found.close()
 
 
 def test_clear_forgets(tmp_path: Path) -> None:

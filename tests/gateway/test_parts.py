@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.answers import Kept
-from gateway.fleet import Fleet
 from gateway.ids import made_at_ms, new_task_id, uuid7_hex
 from gateway.ports import Stored
 from gateway.ranks import Ranks
@@ -135,17 +134,6 @@ def test_a_value_that_cannot_be_read_still_counts() -> None:
 
 def test_percentile() -> None:
     assert (None, 3.0, 5.0) == (percentile([], 0.5), percentile([5, 1, 3], 0.5), percentile([5, 1, 3], 0.99))
-
-
-def test_workers_are_counted_while_they_are_heard_of_and_gateways_are_not() -> None:
-    fleet = Fleet()
-    fleet.snapshot(b"w1", b"{}", 1_000)
-    fleet.snapshot(b"w2", b"{}", 4_000)
-    fleet.snapshot(b"gateway/g", b"{}", 4_000)
-    assert (2, True) == (fleet.workers(5_000), fleet.is_fresh(5_000))
-    assert (1, False) == (fleet.workers(6_500), fleet.is_fresh(6_500))
-    fleet.snapshot(b"w2", None, 6_500)
-    assert 0 == fleet.workers(6_500)
 
 
 def test_kept_records_are_bounded_by_count_and_by_bytes() -> None:

@@ -11,9 +11,12 @@ import orjson
 import pytest
 
 from schemas import headers as names
-from schemas.codec import decode
+from schemas.codec import decode, encode
+from schemas.gpu import GpuId, GPUMetrics, GpuSource
+from schemas.progress import BackendStatus, WorkerSnapshot
 from schemas.result import Outcome, Result
 from schemas.topics import DAY_MS, Lane
+from streams.settings import GatewaySettings, Settings
 from tests.gateway.fakes import NAMES, NOW_MS, FakeGateway, make_result
 
 BODY = {"messages": [{"role": "user", "content": "a secret"}]}
@@ -95,6 +98,13 @@ class Wrong:
     content_type: str = "application/json"
 
 
+def nested(levels: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"a": "a secret"}
+    for _ in range(levels):
+        found = {"a": found}
+    return found
+
+
 WRONG = [
     Wrong("empty", b"", 400, "unparsable"),
     Wrong("not JSON", b"a secret", 400, "unparsable"),
@@ -108,6 +118,18 @@ WRONG = [
     Wrong("form", b"messages=a secret", 415, "unsupported-media-type", "application/x-www-form-urlencoded"),
     Wrong("text", orjson.dumps(BODY), 415, "unsupported-media-type", "text/plain"),
     Wrong("no type", orjson.dumps(BODY), 415, "unsupported-media-type", ""),
+    Wrong("NaN", b'{"messages": [{"role": "user", "content": "a secret"}], "timeout_s": NaN}', 400, "unparsable"),
+    Wrong(
+        "infinity", b'{"messages": [{"role": "user", "content": "a secret"}], "timeout_s": 1e999}', 400, "unparsable"
+    ),
+    Wrong("not UTF-8", b'{"messages": [{"role": "user", "content": "a secret\xff"}]}', 400, "unparsable"),
+    Wrong("nested without end", b"[" * 100_000, 400, "unparsable"),
+    Wrong("nested deeply", orjson.dumps({**BODY, "metadata": nested(200)}), 422, "invalid"),
+    Wrong(
+        "nested deeply where anything goes", orjson.dumps({**BODY, "parameters": {"x": nested(200)}}), 422, "invalid"
+    ),
+    Wrong("true for seconds", orjson.dumps({**BODY, "timeout_s": True}), 422, "invalid"),
+    Wrong("text for a number", orjson.dumps({**BODY, "deadline_at_ms": "1"}), 422, "invalid"),
 ]
 
 
@@ -123,6 +145,42 @@ async def test_a_wrong_submit_is_a_problem_and_stores_nothing(gateway: FakeGatew
     assert not any(gateway.fake.records.values())
     metrics = (await gateway.http.get("/metrics")).text
     assert f'triage_rejected_total{{reason="{case.type}"}} 1.0' in metrics
+
+
+@pytest.mark.parametrize(("room", "status"), [(0, 202), (1, 413)])
+async def test_a_mebibyte_is_taken_and_a_byte_more_is_not(room: int, status: int, gateway: FakeGateway) -> None:
+    head = b'{"messages": [{"role": "user", "content": "a secret"}]}'
+    content = head + b" " * ((1 << 20) + room - len(head))
+    response = await gateway.http.post(
+        "/v1/async/submit", content=content, headers={"content-type": "application/json"}
+    )
+    assert (status, status == 202) == (response.status_code, any(gateway.fake.records.values()))
+
+
+@pytest.mark.parametrize("path", ["/v1/async/status/t", "/v1/async/result/t", "/v1/async/cancel/t", "/v1/async/stats"])
+@pytest.mark.parametrize("content", [b"", b"not json", b"[" * 10_000])
+async def test_a_body_where_none_belongs_changes_nothing(gateway: FakeGateway, path: str, content: bytes) -> None:
+    method = "DELETE" if "cancel" in path else "GET"
+    response = await gateway.http.request(method, path, content=content, headers={"content-type": "text/plain"})
+    assert (200 if path.endswith("stats") else 404) == response.status_code
+    assert not any(gateway.fake.records.values())
+
+
+async def test_submit_while_the_brokers_are_away_is_a_503_that_says_when_to_come_back(gateway: FakeGateway) -> None:
+    gateway.fake.is_reachable = False
+    response = await gateway.http.post("/v1/async/submit", json=BODY)
+    assert (503, "application/problem+json", "2") == (
+        response.status_code,
+        response.headers["content-type"],
+        response.headers["retry-after"],
+    )
+    assert "urn:triage:problem:unavailable" == response.json()["type"]
+    assert 'triage_rejected_total{reason="unavailable"} 1.0' in (await gateway.http.get("/metrics")).text
+
+
+async def test_a_length_that_is_no_length_is_too_large(gateway: FakeGateway) -> None:
+    headers = {"content-type": "application/json", "content-length": "9" * 5_000}
+    assert 413 == (await gateway.http.post("/v1/async/submit", content=b"{}", headers=headers)).status_code
 
 
 async def test_a_body_that_does_not_tell_its_length_is_bounded_too(gateway: FakeGateway) -> None:
@@ -264,6 +322,25 @@ async def test_past_its_retention_is_gone(gateway: FakeGateway) -> None:
     gateway.fake.now_ms += 8 * DAY_MS
     unheard_of = old[:-1] + ("0" if old[-1] != "0" else "1")
     assert 410 == (await gateway.http.get(f"/v1/async/status/{unheard_of}")).status_code
+
+
+async def test_a_result_is_gone_after_seven_days_also_while_the_log_still_has_it(gateway: FakeGateway) -> None:
+    task_id = await submitted(gateway)
+    ended(gateway, task_id)
+    gateway.fake.now_ms += 7 * DAY_MS
+    assert 200 == (await gateway.http.get(f"/v1/async/result/{task_id}")).status_code
+    gateway.fake.now_ms += 1
+    for path in ("result", "status"):
+        assert 410 == (await gateway.http.get(f"/v1/async/{path}/{task_id}")).status_code
+
+
+async def test_a_task_without_an_outcome_is_gone_with_its_request(gateway: FakeGateway) -> None:
+    task_id = await submitted(gateway)
+    gateway.fake.feed()
+    gateway.fake.now_ms += 3 * DAY_MS + 1
+    gateway.view.forget_older(gateway.fake.now_ms - 3 * DAY_MS)
+    for path in ("result", "status"):
+        assert 410 == (await gateway.http.get(f"/v1/async/{path}/{task_id}")).status_code
 
 
 TASK_ROUTES = [
@@ -418,10 +495,56 @@ async def test_health_is_degraded_without_workers(gateway: FakeGateway) -> None:
     assert ("healthy", [], 1) == (body["status"], body["reasons"], body["workers"])
 
 
+def backend(name: str = "llama-1", *, up: bool = True) -> BackendStatus:
+    return BackendStatus(name, "llamacpp", up, 2, 8, ["tiny"], reason=None if up else "connection refused")
+
+
+def gpu(uuid: str = "GPU-1", *, lost: bool = False) -> bytes:
+    return encode(GPUMetrics(GpuId(uuid, 0, "card", "host"), GpuSource.NVML, NOW_MS, lost=lost))
+
+
+async def test_health_names_backends_and_gpus(gateway: FakeGateway) -> None:
+    gateway.fleet.snapshot(b"w", encode(WorkerSnapshot("w", "host", 1, NOW_MS, backends=[backend()])), NOW_MS)
+    gateway.fleet.sample(b"GPU-1", gpu(), NOW_MS - 1_000)
+    response = await gateway.http.get("/v1/async/health")
+    expected = {
+        "status": "healthy",
+        "reasons": [],
+        "kafka": "reachable",
+        "workers": 1,
+        "backends": [
+            {"name": "llama-1", "kind": "llamacpp", "up": True, "in_flight": 2, "limit": 8, "reason": None},
+        ],
+        "gpus": [{"uuid": "GPU-1", "host": "host", "age_s": 1.0, "stale": False, "lost": False}],
+    }
+    assert (200, expected) == (response.status_code, response.json())
+
+
+@pytest.mark.parametrize(
+    ("backends", "sample", "sampled_ms", "reasons"),
+    [
+        ([backend(up=False)], gpu(), NOW_MS, ["backend llama-1 is down: connection refused"]),
+        ([backend(), backend("b", up=False)], gpu(), NOW_MS, ["backend b is down: connection refused"]),
+        ([backend()], gpu(lost=True), NOW_MS, ["GPU GPU-1 of host is lost"]),
+        ([backend()], gpu(), NOW_MS - 7_000, ["GPU GPU-1 of host was last sampled 7 s ago"]),
+    ],
+)
+async def test_health_is_degraded_by_what_is_down_lost_or_stale(
+    gateway: FakeGateway, backends: list[BackendStatus], sample: bytes, sampled_ms: int, reasons: list[str]
+) -> None:
+    gateway.fleet.snapshot(b"w", encode(WorkerSnapshot("w", "host", 1, NOW_MS, backends=backends)), NOW_MS)
+    gateway.fleet.sample(b"GPU-1", sample, sampled_ms)
+    response = await gateway.http.get("/v1/async/health")
+    assert (200, "degraded", reasons) == (response.status_code, response.json()["status"], response.json()["reasons"])
+
+
 @pytest.mark.parametrize(
     ("call", "status"),
     [
         ("GET /nothing", 404),
+        ("PUT /v1/async/submit", 405),
+        ("GET /v1/async/status/a/b", 404),
+        ("POST /v1/async/status/t", 405),
         ("GET /v1/async/submit", 405),
         ("POST /v1/async/stats", 405),
         ("GET /v1/async/status/", 404),
@@ -464,3 +587,44 @@ async def test_the_description_names_every_route_and_resolves(gateway: FakeGatew
     wanted = {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}
     assert wanted <= set(described["components"]["schemas"])
     assert {"SubmitBody", "Result"} <= wanted
+
+
+async def test_the_description_names_every_problem_of_a_route(gateway: FakeGateway) -> None:
+    paths = (await gateway.http.get("/openapi.json")).json()["paths"]
+    assert {
+        "submit": {"202", "400", "413", "415", "422", "503"},
+        "status/{task_id}": {"200", "404", "410", "503"},
+        "result/{task_id}": {"200", "202", "404", "410", "422", "503"},
+        "cancel/{task_id}": {"200", "202", "404", "409", "410", "503"},
+        "stats": {"200", "503"},
+        "health": {"200", "503"},
+    } == {
+        path.removeprefix("/v1/async/"): set(route["responses"])
+        for path, methods in paths.items()
+        if path.startswith("/v1/async/")
+        for route in methods.values()
+    }
+    problem = paths["/v1/async/result/{task_id}"]["get"]["responses"]["422"]["content"]
+    assert {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemBody"}}} == problem
+
+
+async def test_the_pages_load_nothing_from_elsewhere_and_name_every_route(gateway: FakeGateway) -> None:
+    docs = (await gateway.http.get("/docs")).text
+    for page in (docs, (await gateway.http.get("/")).text):
+        assert not [load for load in ("src=", "<link", "import", "//") if load in page.replace("<!doctype", "")]
+    described = (await gateway.http.get("/openapi.json")).json()
+    for path, methods in described["paths"].items():
+        for method in methods:
+            assert f"<h2>{method.upper()} {path}</h2>" in docs
+    for name in described["components"]["schemas"]:
+        assert f'id="{name}"' in docs
+    assert {part.split('"')[0] for part in docs.split('href="#')[1:]} <= set(described["components"]["schemas"])
+
+
+@pytest.mark.parametrize(("origin", "allowed"), [("https://ward", "https://ward"), ("https://elsewhere", None)])
+async def test_a_page_of_a_named_origin_may_call(origin: str, allowed: str | None) -> None:
+    settings = Settings(gateway=GatewaySettings(cors_origins=["https://ward"]))
+    async with FakeGateway(settings) as gateway:
+        for path in ("/v1/async/status/t", "/v1/async/stats"):
+            response = await gateway.http.get(path, headers={"origin": origin})
+            assert allowed == response.headers.get("access-control-allow-origin")

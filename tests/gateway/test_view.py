@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.finished import Finished
-from gateway.rendering import state_of
+from gateway.finished import Finished, FinishedFile
+from gateway.rendering import state_of, stats, unfinished_status
 from gateway.view import Unfinished, View
 from schemas import headers as names
 from schemas.ids import home
@@ -149,8 +151,56 @@ def test_records_that_nobody_understands_are_counted_and_passed_over() -> None:
     logs.put(NAMES.progress, 0, b"x", b'{"tasks": 1}')
     logs.put(NAMES.progress, 0, b"x", b"[")
     logs.put(NAMES.retry(RetryTier.FIVE_SECONDS), 0, None, b"x")
+    without_value: Any = None  # as Kafka permits
+    logs.put(NAMES.retry(RetryTier.FIVE_SECONDS), 0, None, b"x", [(names.TASK_ID, without_value)])
     logs.feed()
-    assert 5 == logs.view.not_understood
+    assert 6 == logs.view.not_understood
+
+
+def test_an_id_on_two_partition_numbers_is_told_once_for_each_further_one() -> None:
+    met: list[None] = []
+    view = View(NAMES, 3, FinishedFile(), on_second_partition=lambda: met.append(None))
+    view.is_live = True
+    logs = FakeLogs(view)
+    steps: list[Callable[[], int]] = [
+        lambda: logs.put_request(partition=0, task_id="t"),
+        lambda: logs.put_request(Lane.HIGH, partition=0, task_id="t"),
+        lambda: logs.put_result(make_result("t", partition=0)),
+        lambda: logs.put_request(partition=1, task_id="t"),
+        lambda: logs.put_request(partition=1, task_id="t"),
+        lambda: logs.put_result(make_result("t", partition=1)),
+        lambda: logs.put_result(make_result("t", partition=2)),
+        lambda: logs.put_result(make_result("t", partition=2)),
+        lambda: logs.put_request(partition=2, task_id="t"),
+        lambda: logs.put_request(partition=2, task_id="another"),
+    ]
+    counts = []
+    for step in steps:
+        step()
+        logs.feed()
+        counts.append(len(met))
+    assert [0, 0, 0, 1, 1, 1, 2, 2, 2, 2] == counts
+
+
+def test_a_task_whose_request_is_past_retention_is_dropped() -> None:
+    logs = FakeLogs(make_view())
+    logs.put_request(Lane.LOW, task_id="waiting")
+    logs.put_request(Lane.LOW, task_id="running")
+    logs.put_started("running", Lane.LOW, 0, 1)
+    logs.put_started("beyond", Lane.LOW, 0, 99)
+    logs.now_ms += 1
+    logs.put_request(Lane.LOW, task_id="newer")
+    logs.feed()
+    view = logs.view
+    assert 0 == view.forget_older(NOW_MS)
+    assert 2 == view.forget_older(NOW_MS + 1)
+    assert [None, None, "queued"] == [state(view, task_id) for task_id in ("waiting", "running", "newer")]
+    assert (1, 0, NOW_MS + 1, {}) == (
+        view.waiting(Lane.LOW),
+        view.in_flight(Lane.LOW),
+        view.oldest_ms(Lane.LOW),
+        view._early,
+    )
 
 
 def test_ahead_counts_higher_lanes_and_the_older_of_its_own() -> None:
@@ -249,6 +299,105 @@ def test_the_order_of_reading_across_topics_does_not_matter(
     assert picture(logs.view) == picture(other)
     logs.view.finished.close()
     other.finished.close()
+
+
+def interleaved(records: list[Record], rng: random.Random) -> Iterator[Record]:
+    """Yield the records in another order, each partition of a topic in its own."""
+    queues = defaultdict(list)
+    for record in records:
+        queues[record.topic, record.partition].append(record)
+    while queues:
+        place = rng.choice(sorted(queues))
+        yield queues[place].pop(0)
+        if not queues[place]:
+            del queues[place]
+
+
+@given(HISTORY, st.randoms(use_true_random=False))
+def test_two_gateways_that_read_the_same_logs_answer_alike_and_neither_goes_back(
+    history: list[tuple[str, str, Lane]], rng: random.Random
+) -> None:
+    logs = FakeLogs(make_view())
+    write(logs, history)
+    views = [make_view(), make_view()]
+    order = {"queued": 1, "processing": 2}
+    for view in views:
+        known = dict.fromkeys("abc", 0)
+        for record in interleaved(logs.unread, rng):
+            feed(view, record)
+            for task_id in "abc":
+                now = order.get(state(view, task_id) or "", 3) if state(view, task_id) else 0
+                assert known[task_id] <= now
+                known[task_id] = now
+    assert picture(views[0]) == picture(views[1])
+    for view in (logs.view, *views):
+        view.finished.close()
+
+
+VALUE = (
+    st.none()
+    | st.binary(max_size=12)
+    | st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-(1 << 63), (1 << 64) - 1)
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.sampled_from(["t", "high", "triage.requests.high", ""]),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "task_id",
+                        "messages",
+                        "tasks",
+                        "at_ms",
+                        "created_at_ms",
+                        "parameters",
+                        "max_tokens",
+                        "content",
+                        "tenant",
+                    ]
+                ),
+                inner,
+                max_size=5,
+            )
+        ),
+        max_leaves=10,
+    ).map(orjson.dumps)
+)
+HEADER = st.tuples(
+    st.sampled_from(
+        [
+            names.TASK_ID,
+            names.LANE,
+            names.SOURCE,
+            names.APPENDED_MS,
+            names.ATTEMPTS,
+            names.OUTCOME,
+            names.TENANT,
+            "triage.batch",
+        ]
+    ),
+    st.none()
+    | st.sampled_from([b"t", b"high", b"completed", b"triage.requests.high/0/1", b"-7", b"9" * 30, b"b;1;2"])
+    | st.binary(max_size=8),
+)
+TOPIC = st.sampled_from([NAMES.requests(Lane.HIGH), NAMES.results, NAMES.progress, NAMES.retry(RetryTier.FIVE_SECONDS)])
+
+
+@given(st.lists(st.tuples(TOPIC, st.none() | st.binary(max_size=4), st.lists(HEADER, max_size=6), VALUE), max_size=6))
+def test_whatever_others_write_the_view_goes_on(records: list[tuple[str, bytes | None, Any, bytes | None]]) -> None:
+    view = make_view()
+    view.is_live = True
+    for offset, (topic, key, headers, value) in enumerate(records):
+        feed(view, Record(topic, 0, offset, NOW_MS, key, value, headers))
+    stats(view, 0, NOW_MS)
+    for task_id in ("t", "high.0.0"):
+        found = view.find(task_id)
+        if isinstance(found, Unfinished):
+            orjson.dumps(unfinished_status(found, view.ahead(found)))
+    view.finished.close()
 
 
 @given(HISTORY)
