@@ -23,6 +23,12 @@ class SettingsError(CommandError):
     exit_code = USAGE
 
 
+class Refused(CommandError):
+    """The gateway says that what was asked is not what it must be."""
+
+    exit_code = USAGE
+
+
 class NotReachable(CommandError):
     """Kafka, a gateway or a backend does not answer."""
 
@@ -35,6 +41,14 @@ class NoSuchTask(CommandError):
     exit_code = NO_SUCH_TASK
 
 
+# What a gateway's status means for who asked. A task past its retention is as unknown as one that never was; a proxy that does not
+# reach its gateway says 502 or 504.
+_BY_STATUS: dict[int, type[CommandError]] = {
+    **dict.fromkeys((400, 413, 415, 422), Refused),
+    **dict.fromkeys((404, 410), NoSuchTask),
+    **dict.fromkeys((502, 503, 504), NotReachable),
+}
+
 # Exceptions of other packages whose message is already a sentence for the user; named, so that nothing is imported.
 _FOREIGN = {
     "wire.connection.BrokersUnreachable": NOT_REACHABLE,
@@ -44,6 +58,11 @@ _FOREIGN = {
     "agents.app.WorkerCrashed": FAILED,
     "cli.embedded.errors.EmbeddedError": FAILED,
 }
+
+
+def of_status(status: int, told: str) -> CommandError:
+    """Return what a gateway's answer is that is no success."""
+    return _BY_STATUS.get(status, Failed)(told)
 
 
 def explain(error: BaseException) -> tuple[int, str]:

@@ -1,16 +1,20 @@
-"""How results look on a terminal."""
+"""How results and standings look on a terminal."""
 
 from __future__ import annotations
 
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import orjson
 import typer
 
 from cli.errors import FAILED, OK, Failed
+from cli.lookup import Ended, Pending
+from gateway.finished import Finished
+from gateway.rendering import finished_status, result_body, rfc3339, unfinished_status, was_before
 from schemas.codec import DecodeError, decode
 from schemas.result import Outcome, Result
 
@@ -52,10 +56,7 @@ def line(result: Result) -> str:
 
 def show(value: bytes, *, as_json: bool) -> int:
     """Print the answer in a result record, or why there is none on stderr; return the exit code."""
-    try:
-        found = decode(Result, value)
-    except DecodeError as error:
-        raise Failed(f"The record in the results log is not a result: {error.detail}.") from None
+    found = _decoded(value)
     if as_json:
         typer.echo(value)
     if found.outcome is not Outcome.COMPLETED:
@@ -65,6 +66,77 @@ def show(value: bytes, *, as_json: bool) -> int:
     if not as_json:
         typer.echo(_answer(found))
     return OK
+
+
+def status_body(found: Ended | Pending) -> dict[str, Any]:
+    """Return the gateway's status body of a task, and besides: `source`, the place of its request, and `retry`.
+
+    `retry` says on which topic it waits for another try, and until when; None when it does not.
+    """
+    if isinstance(found, Pending):
+        tried = found.next_try
+        retry = tried and {"topic": tried.topic, "not_before": rfc3339(tried.not_before_ms)}
+        return {**unfinished_status(found.entry, None), "source": asdict(found.source), "retry": retry}
+    record, result = found.record, _decoded(found.record.value)
+    row = Finished(
+        task_id=result.task_id,
+        partition=record.partition,
+        tenant=result.tenant,
+        outcome=result.outcome,
+        lane=result.priority,
+        offset=record.offset,
+        at_ms=record.timestamp,
+        batch_id=result.batch_id,
+    )
+    body = result_body(record.value)
+    return {**finished_status(row, body), "source": body.get("source"), "retry": None}
+
+
+def status_lines(body: dict[str, Any]) -> list[str]:
+    """Return a status as lines for people; what is not known has none."""
+    source, retry, error, estimate = (body.get(name) or {} for name in ("source", "retry", "error", "estimate"))
+    rows = {
+        "lane": body.get("priority"),
+        "place": source and f"partition {source.get('partition')}, offset {source.get('offset')}",
+        "agent type": body.get("agent_type"),
+        "batch": body.get("batch_id"),
+        "created": body.get("created_at"),
+        "started": body.get("started_at"),
+        "finished": body.get("finished_at"),
+        "attempts": str(body.get("attempts") or 0),
+        "next try": retry and f"not before {retry.get('not_before')}, on {retry.get('topic')}",
+        "position": body.get("position"),
+        "wait": estimate and f"about {estimate.get('wait_s')} s",
+        "error": error and f"{error.get('type')}: {error.get('detail')}",
+    }
+    shown = [f"  {name:11} {value}" for name, value in rows.items() if value]
+    return [f"{body.get('task_id')} is {body.get('status')}", *shown]
+
+
+def cancelled_body(found: Ended) -> dict[str, Any]:
+    """Return what a cancellation came to: the outcome, and what the task was before it if that is `cancelled`."""
+    result = _decoded(found.record.value)
+    was = was_before(result_body(found.record.value)) if result.outcome is Outcome.CANCELLED else None
+    return {"task_id": result.task_id, "status": result.outcome.value, "was": was}
+
+
+def show_cancelled(body: dict[str, Any], *, as_json: bool) -> int:
+    """Print what a cancellation came to, and return the exit code: 0 when the task is cancelled now, however it came about."""
+    if as_json:
+        typer.echo(orjson.dumps(body))
+    if body.get("status") != Outcome.CANCELLED.value:
+        print(f"triage: {body.get('task_id')} is not cancelled: its outcome is {body.get('status')}", file=sys.stderr)
+        return FAILED
+    if not as_json:
+        typer.echo(f"{body.get('task_id')} is cancelled; it was {body.get('was')}")
+    return OK
+
+
+def _decoded(value: bytes) -> Result:
+    try:
+        return decode(Result, value)
+    except DecodeError as error:
+        raise Failed(f"The record in the results log is not a result: {error.detail}.") from None
 
 
 def _answer(result: Result) -> str:

@@ -1,14 +1,14 @@
-"""`triage submit`, `result` and `watch`: single tasks, straight through Kafka."""
+"""`triage submit`, `result`, `status`, `cancel` and `watch`: single tasks, straight through Kafka or through a gateway."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-import signal
 import sys
 import uuid
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -16,15 +16,14 @@ from cli.errors import Failed, NoSuchTask
 from schemas.topics import Lane
 
 if TYPE_CHECKING:
-    from cli.results import Watched
     from streams.settings import KafkaSettings
 
 Config: TypeAlias = Annotated[Path | None, typer.Option(help="Settings file; default triage.toml where there is one.")]
 Gateway: TypeAlias = Annotated[str | None, typer.Option(metavar="URL", help="Through this gateway, not Kafka.")]
 Id: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="The task's id.")]
+Partition: TypeAlias = Annotated[int | None, typer.Option(min=0, help="Look on this partition number alone.")]
 
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
-_SEND_S = 30.0
 
 
 def submit(
@@ -40,7 +39,7 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the answer and print it.")] = False,
     gateway: Gateway = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object: the place, with --wait the result.")
+        bool, typer.Option("--json", help="One JSON object: the place or the gateway's answer, with --wait the result.")
     ] = False,
     config: Config = None,
 ) -> None:
@@ -48,19 +47,18 @@ def submit(
 
     With --wait: exit code 0 when it completed, 1 for any other outcome.
     """
-    from cli.results import show
-    from schemas.codec import DecodeError, decode_request
-
-    lane = _lane(priority)
-    task_id = f"cli-{uuid.uuid4().hex}"
+    lane, deadline_ms = _lane(priority), _duration_ms(deadline)
     content = sys.stdin.read() if text == "-" else text
-    value = _request(task_id, content, tenant, model, agent_type, max_tokens, _duration_ms(deadline))
-    try:
-        decode_request(value)
-    except DecodeError as error:
-        raise typer.BadParameter(error.detail) from None
-    kafka = _kafka(config, gateway)
-    sent = asyncio.run(_submit(kafka, lane, task_id, value, wait=wait))
+    fields = _fields(content, tenant, model, agent_type, max_tokens)
+    if gateway is not None:
+        _submit_to(gateway, lane, fields, deadline_ms, wait=wait, as_json=as_json)
+        return
+    from cli.direct import submit as send
+    from cli.results import show
+
+    task_id = f"cli-{uuid.uuid4().hex}"
+    value = _request(task_id, fields, deadline_ms)
+    sent = asyncio.run(send(_kafka(config), lane, task_id, value, wait=wait))
     if wait:
         raise typer.Exit(show(sent, as_json=as_json))
     typer.echo(sent if as_json else task_id)
@@ -68,7 +66,7 @@ def submit(
 
 def result(
     task_id: Id,
-    partition: Annotated[int | None, typer.Option(min=0, help="Look on this partition number alone.")] = None,
+    partition: Partition = None,
     gateway: Gateway = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole result record.")] = False,
     config: Config = None,
@@ -78,12 +76,82 @@ def result(
     Exit code 0 when it completed, 1 for any other outcome or while it is unfinished, 4 when nothing is known of it.
     """
     from cli.results import show
-    from schemas.ids import is_task_id
 
-    if not is_task_id(task_id):
-        raise NoSuchTask("That is no task_id: they are 1 to 128 of the characters A-Z a-z 0-9 . _ : -")
-    value = asyncio.run(_result(_kafka(config, gateway), task_id, partition))
-    raise typer.Exit(show(value, as_json=as_json))
+    _check_id(task_id)
+    if gateway is None:
+        from cli.direct import look
+        from cli.lookup import Ended
+        from gateway.rendering import state_of
+
+        found = asyncio.run(look(_kafka(config), task_id, partition))
+        if isinstance(found, Ended):
+            raise typer.Exit(show(found.record.value, as_json=as_json))
+        raise _unfinished(task_id, state_of(found.entry))
+    import orjson
+
+    from cli.remote import Gateway as Remote
+
+    _refuse_partition(partition)
+    has_ended, body = Remote(gateway).result(task_id)
+    if has_ended:
+        raise typer.Exit(show(body, as_json=as_json))
+    raise _unfinished(task_id, str(orjson.loads(body).get("status")))
+
+
+def status(
+    task_id: Id,
+    partition: Partition = None,
+    gateway: Gateway = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object, as the gateway's status route has it.")
+    ] = False,
+    config: Config = None,
+) -> None:
+    """Say where a task stands: queued, processing, or its outcome; times are UTC.
+
+    Exit code 0 when it is known, 4 when nothing is known of it.
+    """
+    import orjson
+
+    _check_id(task_id)
+    if gateway is None:
+        from cli.direct import look
+        from cli.results import status_body, status_lines
+
+        body = status_body(asyncio.run(look(_kafka(config), task_id, partition)))
+    else:
+        from cli.remote import Gateway as Remote
+        from cli.results import status_lines
+
+        _refuse_partition(partition)
+        body = Remote(gateway).status(task_id)
+    typer.echo(orjson.dumps(body) if as_json else "\n".join(status_lines(body)))
+
+
+def cancel(
+    task_id: Id,
+    partition: Partition = None,
+    gateway: Gateway = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: task_id, status, was.")] = False,
+    config: Config = None,
+) -> None:
+    """End a task as cancelled, unless it has ended: the first record in the results log decides.
+
+    Exit code 0 when it is cancelled, also by an earlier call; 1 when it had another outcome; 4 when nothing is known of it.
+    """
+    from cli.results import cancelled_body, show_cancelled
+
+    _check_id(task_id)
+    if gateway is None:
+        from cli.direct import cancel as end
+
+        body = cancelled_body(asyncio.run(end(_kafka(config), task_id, partition)))
+    else:
+        from cli.remote import Gateway as Remote
+
+        _refuse_partition(partition)
+        body = Remote(gateway).cancel(task_id)
+    raise typer.Exit(show_cancelled(body, as_json=as_json))
 
 
 def watch(
@@ -92,12 +160,18 @@ def watch(
     config: Config = None,
 ) -> None:
     """Print results as they arrive: task_id, lane, outcome, model and backend, milliseconds. Ctrl-C ends it."""
+    if gateway is not None:
+        raise typer.BadParameter(
+            "a gateway has no route for everybody's results; leave it out to watch through Kafka.",
+            param_hint="--gateway",
+        )
+    from cli.direct import watch as follow
     from cli.results import Watched
 
-    kafka = _kafka(config, gateway)
+    kafka = _kafka(config)
     show = Watched(typer.echo, as_json=as_json)
     try:
-        asyncio.run(_watch(kafka, show))
+        asyncio.run(follow(kafka, show))
     except BrokenPipeError:
         return  # the reader of our output has gone, and `cli.main.run` deals with what is left of it
 
@@ -105,23 +179,41 @@ def watch(
 # What is asked
 
 
-def _kafka(config: Path | None, gateway: str | None) -> KafkaSettings:
+def _kafka(config: Path | None) -> KafkaSettings:
     from cli.configuration import load
     from wire.logs import configure
 
-    if gateway is not None:
-        raise Failed("--gateway is not there yet: leave it out to go straight to Kafka.")
     settings = load(config).settings
     configure("console", "error")
     return settings.kafka
 
 
+def _check_id(task_id: str) -> None:
+    """Refuse what no task can be called: as unknown as any other id that nobody has. Raises: NoSuchTask."""
+    from schemas.ids import is_task_id
+
+    if not is_task_id(task_id):
+        raise NoSuchTask("That is no task_id: they are 1 to 128 of the characters A-Z a-z 0-9 . _ : -")
+
+
+def _refuse_partition(partition: int | None) -> None:
+    if partition is not None:
+        raise typer.BadParameter("a gateway looks on every partition; leave it out.", param_hint="--partition")
+
+
+def _unfinished(task_id: str, state: str) -> Failed:
+    told = "a backend was given it" if state == "processing" else "it waits on its lane"
+    return Failed(f"{task_id} is unfinished ({state}): {told}.")
+
+
 def _lane(priority: str) -> Lane:
+    name = priority.lower()
     try:
-        return Lane(priority.lower())
+        return Lane(name)
     except ValueError:
-        names = ", ".join(Lane)
-        raise typer.BadParameter(f"{priority!r} is none of {names}.", param_hint="--priority") from None
+        near = get_close_matches(name, list(Lane), n=1)
+        told = f"; did you mean {near[0]}?" if near else "."
+        raise typer.BadParameter(f"{priority!r} is none of {', '.join(Lane)}{told}", param_hint="--priority") from None
 
 
 def _duration_ms(text: str | None) -> int | None:
@@ -138,98 +230,60 @@ def _duration_ms(text: str | None) -> int | None:
     return duration_ms
 
 
-def _request(
-    task_id: str,
-    content: str,
-    tenant: str | None,
-    model: str | None,
-    agent_type: str | None,
-    max_tokens: int | None,
-    deadline_ms: int | None,
-) -> bytes:
-    import orjson
-
-    from wire.clock import wall_ms
-
-    created_at_ms = wall_ms()  # only its distance to the deadline counts
+def _fields(
+    content: str, tenant: str | None, model: str | None, agent_type: str | None, max_tokens: int | None
+) -> dict[str, Any]:
+    """Return the fields of the request that were given."""
     fields = {
-        "task_id": task_id,
         "tenant": tenant,
         "agent_type": agent_type,
         "model": model,
         "messages": [{"role": "user", "content": content}],
         "parameters": None if max_tokens is None else {"max_tokens": max_tokens},
-        "created_at_ms": created_at_ms,
-        "deadline_at_ms": None if deadline_ms is None else created_at_ms + deadline_ms,
     }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _request(task_id: str, fields: dict[str, Any], deadline_ms: int | None) -> bytes:
+    """Return the request's record. Raises: typer.BadParameter for what a worker would not take."""
+    from schemas.codec import DecodeError, decode_request
+    from wire.clock import wall_ms
+
+    created_at_ms = wall_ms()  # only its distance to the deadline counts
+    due = {} if deadline_ms is None else {"deadline_at_ms": created_at_ms + deadline_ms}
+    value = _encoded({"task_id": task_id, **fields, "created_at_ms": created_at_ms, **due})
     try:
-        return orjson.dumps({name: value for name, value in fields.items() if value is not None})
+        decode_request(value)
+    except DecodeError as error:
+        raise typer.BadParameter(error.detail) from None
+    return value
+
+
+def _encoded(fields: dict[str, Any]) -> bytes:
+    import orjson
+
+    try:
+        return orjson.dumps(fields)
     except TypeError:
         raise typer.BadParameter("the text is not UTF-8.") from None
 
 
-async def _submit(kafka: KafkaSettings, lane: Lane, task_id: str, value: bytes, *, wait: bool) -> bytes:
-    """Send the request; return where it lies, or with `wait` the record of its outcome."""
+def _submit_to(
+    url: str, lane: Lane, fields: dict[str, Any], deadline_ms: int | None, *, wait: bool, as_json: bool
+) -> None:
     import orjson
-    from aiokafka import TopicPartition
 
-    from cli.lookup import partition_count
-    from schemas.ids import home, key_of
-    from wire.connection import BrokersUnreachable
-    from wire.producing import DurableProducer
-    from wire.reading import log_reader
+    from cli.remote import Gateway as Remote
+    from cli.results import show
 
-    topic = kafka.names.requests(lane)
-    async with log_reader(kafka, client_id="triage-submit") as reader:
-        partition = home(task_id, await partition_count(reader, topic))
-        results = TopicPartition(kafka.names.results, partition)
-        before = await reader.ends([results]) if wait else {}
-        producer = DurableProducer(kafka, client_id="triage-submit")
-        try:
-            async with asyncio.timeout(_SEND_S):
-                await producer.start()
-                offset = await producer.write(topic, partition, key=key_of(task_id), value=value)
-        except TimeoutError:
-            raise BrokersUnreachable(kafka, f"no acknowledgement within {_SEND_S:g} s") from None
-        finally:
-            await producer.stop()
-        if not wait:
-            return orjson.dumps({"task_id": task_id, "topic": topic, "partition": partition, "offset": offset})
-        print(f"triage: {task_id} is sent; waiting for its answer", file=sys.stderr)
-        async for record in reader.follow(before):
-            if record.key == task_id.encode() and record.value is not None:
-                found: bytes = record.value
-                return found
-    raise AssertionError("a log that is followed has no end")
-
-
-async def _result(kafka: KafkaSettings, task_id: str, partition: int | None) -> bytes:
-    from cli.lookup import Standing, find_result, standing
-    from wire.reading import log_reader
-
-    async with log_reader(kafka, client_id="triage-result") as reader:
-        found = await find_result(reader, kafka.names, task_id, partition)
-        if found is not None:
-            return found
-        stands = await standing(reader, kafka.names, task_id, partition)
-    if stands is None:
-        where = "on any partition" if partition is None else f"on partition {partition}"
-        raise NoSuchTask(f"No task {task_id} is known {where}.")
-    told = "a backend was given it" if stands is Standing.PROCESSING else "it waits on its lane"
-    raise Failed(f"{task_id} is unfinished ({stands.value}): {told}.")
-
-
-async def _watch(kafka: KafkaSettings, show: Watched) -> None:
-    from aiokafka import TopicPartition
-
-    from cli.lookup import partition_count
-    from wire.reading import log_reader
-
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with log_reader(kafka, client_id="triage-watch") as reader:
-        count = await partition_count(reader, kafka.names.results)
-        tps = [TopicPartition(kafka.names.results, number) for number in range(count)]
-        async for record in reader.follow(await reader.ends(tps), stop):
-            show(record)
+    if "tenant" in fields:
+        raise typer.BadParameter("the gateway knows whose the request is from who calls.", param_hint="--tenant")
+    due = {} if deadline_ms is None else {"timeout_s": deadline_ms / 1000}
+    remote = Remote(url)
+    sent = remote.submit(_encoded({**fields, "priority": lane.value, **due}))
+    task_id = str(sent.get("task_id"))
+    if not wait:
+        typer.echo(orjson.dumps(sent) if as_json else task_id)
+        return
+    print(f"triage: {task_id} is sent; waiting for its answer", file=sys.stderr)
+    raise typer.Exit(show(remote.answer(task_id), as_json=as_json))

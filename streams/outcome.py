@@ -161,6 +161,36 @@ def rejected(
     )
 
 
+def cancelled(
+    task_id: str,
+    tenant: str,
+    lane: Lane,
+    source: Source,
+    *,
+    agent_type: str | None,
+    batch_id: str | None,
+    metadata: dict[str, str],
+    attempts: int,
+    created_at_ms: int,
+    dispatched_at_ms: int | None,
+    now_ms: int,
+) -> Result:
+    """Return the result of a task that its caller ends; whoever writes it need not have served it."""
+    return Result(
+        task_id=task_id,
+        tenant=tenant,
+        outcome=Outcome.CANCELLED,
+        priority=lane,
+        source=source,
+        agent_type=agent_type,
+        error=ResultError(ErrorType.CANCELLED, "cancelled by its caller"),
+        attempts=attempts,
+        batch_id=batch_id,
+        timing=Timing(created_at_ms=created_at_ms, dispatched_at_ms=dispatched_at_ms, finished_at_ms=now_ms),
+        metadata=metadata,
+    )
+
+
 def result_headers(
     result: Result, copied: Iterable[tuple[str, bytes]], cacheable: str | None
 ) -> list[tuple[str, bytes]]:

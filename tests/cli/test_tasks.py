@@ -1,4 +1,4 @@
-"""`triage submit`, `result` and `watch`: what they take, what they print, how they end."""
+"""`triage submit`, `result`, `status`, `cancel` and `watch`: what they take, what they print, how they end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from cli.main import main
-from cli.results import Watched, line, show
+from cli.results import Watched, line, show, show_cancelled
 from schemas.codec import encode
 from schemas.ids import home
 from schemas.result import ErrorType, Outcome, Output, Result, ResultError, Source, Timing
@@ -97,6 +97,23 @@ def test_an_answer_goes_to_stdout_and_why_there_is_none_to_stderr(
     assert (json.loads(encode(result)), err) == (json.loads((told := capsys.readouterr()).out), told.err)
 
 
+@pytest.mark.parametrize(
+    ("outcome", "code", "out", "err"),
+    [
+        ("cancelled", 0, "ward7-1 is cancelled; it was queued\n", ""),
+        ("expired", 1, "", "triage: ward7-1 is not cancelled: its outcome is expired\n"),
+    ],
+)
+def test_what_a_cancellation_came_to_is_said(
+    outcome: str, code: int, out: str, err: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = {"task_id": "ward7-1", "status": outcome, "was": "queued"}
+    assert code == show_cancelled(body, as_json=False)
+    assert (out, err) == capsys.readouterr()
+    assert code == show_cancelled(body, as_json=True)
+    assert (body, err) == (json.loads((told := capsys.readouterr()).out), told.err)
+
+
 # What is refused before anything is sent
 
 
@@ -104,15 +121,19 @@ def test_an_answer_goes_to_stdout_and_why_there_is_none_to_stderr(
     ("arguments", "code", "told"),
     [
         (["submit", "x", "--priority", "urgent"], 2, "'urgent' is none of critical, high, normal, low."),
+        (["submit", "x", "--priority", "Critcal"], 2, "; did you mean critical?"),
         (["submit", "x", "--deadline", "soon"], 2, "'soon' is no duration such as 500ms, 30s or 5m."),
         (["submit", "x", "--deadline", "0s"], 2, "must be more than nothing and at most 71h"),
         (["submit", "x", "--deadline", "72h"], 2, "must be more than nothing and at most 71h"),
         (["submit", "x", "--max-tokens", "0"], 2, "--max-tokens"),
         (["submit", "x", "--tenant", ""], 2, "tenant: String should have at least 1 character"),
         (["submit", "x" * (1 << 20)], 2, "at most 1048576 are taken"),
-        (["submit", "x", "--gateway", "http://localhost:8400"], 1, "--gateway is not there yet"),
-        (["result", "a", "--gateway", "http://localhost:8400"], 1, "--gateway is not there yet"),
-        (["watch", "--gateway", "http://localhost:8400"], 1, "--gateway is not there yet"),
+        (["submit", "x", "--gateway", "localhost:8400"], 2, "expected a URL such as http://127.0.0.1:8400"),
+        (["submit", "x", "--gateway", "http://h", "--tenant", "t"], 2, "knows whose the request is from who calls"),
+        (["status", "a", "--gateway", "http://h", "--partition", "1"], 2, "a gateway looks on every partition"),
+        (["watch", "--gateway", "http://h"], 2, "a gateway has no route for everybody's results"),
+        (["status", "no id"], 4, "That is no task_id"),
+        (["cancel", "a/b", "--gateway", "http://h"], 4, "That is no task_id"),
         (["result", "no id"], 4, "That is no task_id"),
         (["submit"], 2, "Missing argument"),
     ],
@@ -122,7 +143,7 @@ def test_what_cannot_be_is_said(arguments: list[str], code: int, told: str, caps
     assert told in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("arguments", [["submit", "x"], ["result", "a"], ["watch"]])
+@pytest.mark.parametrize("arguments", [["submit", "x"], ["result", "a"], ["status", "a"], ["cancel", "a"], ["watch"]])
 def test_no_broker_is_exit_code_3_and_says_what_to_check(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
