@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test-fast test test-faults bench format lock clean
+.PHONY: help install demo check test-fast test test-faults bench pictures format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,9 @@ test-faults: install ## The long campaign: SECONDS=600
 
 bench: install ## Short form of every benchmark, beside a bare loop in the same run
 	$(BIN)/python -m benchmarks
+
+pictures: install ## Renew docs/pictures from a real demo
+	$(BIN)/python -m cli.picture.shots docs/pictures
 
 format: install ## Rewrite the code in the project's format
 	$(BIN)/ruff format .

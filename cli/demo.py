@@ -1,15 +1,19 @@
-"""`triage demo`: mixed requests over the four lanes of a real stack, told line by line, and a recap."""
+"""`triage demo`: mixed requests over the four lanes of a real stack, a picture or lines of how they fare, and a recap."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import shutil
+import sys
+import tempfile
 import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import typer
@@ -26,13 +30,23 @@ from schemas.topics import Lane
 from wire import logs
 from wire.clock import monotonic_s, wall_ms
 
-# Requests per second and lane: together a little more than the small model answers on two cores, so that lanes have to wait.
-RATES = {Lane.CRITICAL: 0.7, Lane.HIGH: 1.2, Lane.NORMAL: 2.0, Lane.LOW: 2.5}
+if TYPE_CHECKING:
+    from cli.picture.stage import Stage
+
+# Bursts per second and lane: together a little more than the small model answers on two cores, so that lanes have to wait.
+RATES = {Lane.CRITICAL: 0.2, Lane.HIGH: 0.3, Lane.NORMAL: 0.4, Lane.LOW: 0.5}
+# Requests of a burst come together, so that those with the same parameters leave in one batch.
+BURST = (2, 4)
 # A slower machine gets fewer requests: a lane sends no more while this many of its tasks have no outcome.
 MOST_WAITING = {Lane.CRITICAL: 2, Lane.HIGH: 4, Lane.NORMAL: 6, Lane.LOW: 8}
+# A tide: from so many open tasks on no lane sends, until hardly one is left. Under an endless backlog a slot would be taken the moment
+# it is free, and every batch would be of one task.
+MOST_OPEN, FEW_OPEN = 8, 1
 _TELL_EVERY_S, _LOOK_EVERY_S = 2.0, 0.2
-# What is under way at the end is waited for; longer where a lane would have nothing to show.
-_FINISH_S, _FINISH_SILENT_S = 15.0, 45.0
+# What is under way at the end is waited for; longer where a lane would have nothing to show, or something was killed.
+_FINISH_S, _FINISH_LONG_S = 15.0, 45.0
+_FINISH_LOOK_S = 0.5
+_HELD_S = 0.1
 _ENDING_S = 3.0
 _REPEATED_RATIO = 0.25
 _REPEATED = ["What is the capital of France?", "What is a normal body temperature?"]
@@ -53,9 +67,20 @@ class Load:
         self.tally = Tally()
         self.is_over = threading.Event()
         self.error: BaseException | None = None
-        self._is_produced = False
+        self.is_paused = False
+        self._end_s: float | None = None
+        self._is_produced = self._ebbs = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._work: asyncio.Task[None] | None = None
+
+    @property
+    def left_s(self) -> float:
+        """How long requests will still be produced."""
+        return self._seconds if self._end_s is None else max(self._end_s - monotonic_s(), 0.0)
+
+    def pause(self) -> None:
+        """Send nothing more until it is called again."""
+        self.is_paused = not self.is_paused
 
     def start(self) -> None:
         threading.Thread(target=self._run, daemon=True).start()
@@ -90,26 +115,48 @@ class Load:
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(self._read(consumer))
                 telling = group.create_task(self._tell())
+                self._end_s = monotonic_s() + self._seconds
                 rng = random.Random(1)  # noqa: S311 - a mixture, not a secret
                 producing = [group.create_task(self._produce(producer, lane, rng)) for lane in Lane]
                 await asyncio.wait(producing)
                 self._is_produced = True
-                await asyncio.wait([reading], timeout=_FINISH_S)
-                if self.tally.is_silent:
-                    await asyncio.wait([reading], timeout=_FINISH_SILENT_S)
+                await self._finish(reading)
                 for task in (reading, telling):
                     task.cancel()
 
+    async def _finish(self, reading: asyncio.Task[None]) -> None:
+        """Wait for what is under way."""
+        produced_s = monotonic_s()
+        while not reading.done():
+            is_long = self.tally.is_silent or self.tally.kills
+            if monotonic_s() - produced_s > (_FINISH_LONG_S if is_long else _FINISH_S):
+                return
+            await asyncio.wait([reading], timeout=_FINISH_LOOK_S)
+
     async def _produce(self, producer: AIOKafkaProducer, lane: Lane, rng: random.Random) -> None:
-        topic, end_s, number = self._stack.names.requests(lane), monotonic_s() + self._seconds, 0
-        while monotonic_s() < end_s:
-            if self.tally.waiting(lane) < MOST_WAITING[lane]:
-                number += 1
-                task_id = f"demo-{lane.value}-{number}"
-                question, value = new_request(task_id, lane, number, rng)
-                self.tally.ask(task_id, lane, question)
-                await producer.send_and_wait(topic, value, key=task_id.encode())
-            await asyncio.sleep(min(rng.expovariate(RATES[lane]), max(end_s - monotonic_s(), 0)))
+        number = 0
+        while self.left_s:
+            if self.is_paused or self._is_ebb():
+                await asyncio.sleep(min(_HELD_S, self.left_s))
+                continue
+            size = min(rng.randint(*BURST), MOST_WAITING[lane] - self.tally.waiting(lane))
+            if size > 0:
+                await asyncio.gather(*(self._send(producer, lane, number + each, rng) for each in range(1, size + 1)))
+                number += size
+            await asyncio.sleep(min(rng.expovariate(RATES[lane]), self.left_s))
+
+    def _is_ebb(self) -> bool:
+        if self.tally.open >= MOST_OPEN:
+            self._ebbs = True
+        elif self.tally.open <= FEW_OPEN:
+            self._ebbs = False
+        return self._ebbs
+
+    async def _send(self, producer: AIOKafkaProducer, lane: Lane, number: int, rng: random.Random) -> None:
+        task_id = f"demo-{lane.value}-{number}"
+        question, value = new_request(task_id, lane, number, rng)
+        self.tally.ask(task_id, lane, question)
+        await producer.send_and_wait(self._stack.names.requests(lane), value, key=task_id.encode())
 
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
         while self.tally.open or not self._is_produced:
@@ -143,29 +190,95 @@ def new_request(task_id: str, lane: Lane, number: int, rng: random.Random) -> tu
     return question, orjson.dumps(body)
 
 
+class DemoStack(DevStack):
+    """A stack whose logs outlive it, in `kept_logs`: those of the last demo, in the user's cache."""
+
+    kept_logs: Path | None = None
+
+    def _release(self) -> None:
+        if self.logs.exists():
+            with suppress(OSError):  # a full disk is no reason to fail now
+                self.kept_logs = keep_logs(self.logs.iterdir(), cache() / "demo-logs")
+        super()._release()
+
+
+def cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "triage"
+
+
+def keep_logs(logs: Iterable[Path], folder: Path) -> Path:
+    """Copy the files that exist to `folder`/last, in the place of what was there, and return it. Raises: OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made, last = Path(tempfile.mkdtemp(dir=folder)), folder / "last"
+    for log in logs:
+        if log.exists():
+            shutil.copyfile(log, made / log.name)
+    shutil.rmtree(last, ignore_errors=True)
+    return made.rename(last)
+
+
 def run_demo(seconds: float, *, as_json: bool = False, config: Path | None = None) -> int:
     """Run the demo and return the exit code: 0, or 130 when it was interrupted. `config` None: no file is read.
+
+    On a terminal it is a live picture, else a line every two seconds.
 
     Raises: Failed when requests could not be sent or results not be read.
     """
     logs.configure("console", "error")
-    said = to_stderr if as_json else typer.echo
-    said("Starting Kafka, a worker, a GPU publisher and a small language model here ...")
-    stack = DevStack(Options(port=0, kafka_port=0, config=config or NO_FILE), said=said)
-    load = Load(stack, seconds, tells=not as_json)
+    is_live = not as_json and is_terminal()
+    echo = to_stderr if as_json else typer.echo
+    stage: Stage | None = None
+
+    def said(line: str) -> None:
+        if stage is None or not stage.note(line):
+            echo(line)
+
+    echo("Starting Kafka, a worker, a GPU publisher and a small language model here ...")
+    stack = DemoStack(Options(kafka_port=0, config=config or NO_FILE), said=said)
+    load = Load(stack, seconds, tells=not as_json and not is_live)
 
     def ready(record: dict[str, Any]) -> None:
-        said(f"Ready after {record['took_s']:.1f} s: Kafka at {record['kafka']}, GPUs {stack.given.gpus},")
-        said(f"model {stack.model.note if stack.model is not None else ', '.join(record['backends'])}")
-        said(f"Logs, while it runs: {stack.logs}\n\nMixed requests for {seconds:g} s:\n\n{heading()}")
-        load.start()
+        nonlocal stage
+        echo(f"Ready after {record['took_s']:.1f} s: Kafka at {record['kafka']}, GPUs {stack.given.gpus},")
+        echo(f"model {stack.model.note if stack.model is not None else ', '.join(record['backends'])}")
+        if is_live:
+            from cli.picture.screen import show
+            from cli.picture.stage import Stage
 
-    interrupted = run(stack, ready, until=load.is_over.is_set, before_end=load.end)
+            stage = Stage(stack, load)
+            load.start()
+            stage.run(show)
+        else:
+            echo(f"\nMixed requests for {seconds:g} s:\n\n{heading()}")
+            load.start()
+
+    def is_over() -> bool:
+        return load.is_over.is_set() or (stage is not None and stage.has_left)
+
+    try:
+        interrupted = run(stack, ready, until=is_over, before_end=load.end)
+    except BaseException:
+        tell_logs(stack, to_stderr)
+        raise
     if load.error is not None:
+        tell_logs(stack, to_stderr)
         raise Failed(f"The demo's load ended with {type(load.error).__name__}: {load.error}") from load.error
     if as_json:
         typer.echo(json.dumps(load.tally.as_record(interrupted=interrupted)))
     elif load.tally.sent:
         print_recap(load.tally, interrupted=interrupted)
-        typer.echo("`triage dev` runs a stack that stays, and keeps its logs with --data.")
+        tell_logs(stack, echo)
+        echo("`triage dev` runs a stack that stays; `triage top` shows this picture of any cluster.")
     return INTERRUPTED if interrupted else OK
+
+
+def is_terminal() -> bool:
+    """Whether a picture can be shown and keys be read."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def tell_logs(stack: DemoStack, echo: Callable[[str], None]) -> None:
+    if stack.kept_logs is not None:
+        names = ", ".join(sorted(log.name for log in stack.kept_logs.iterdir()))
+        echo(f"Logs of this run, until the next: {stack.kept_logs.as_uri()} ({names})")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from cli.picture.kills import Kill
+from cli.picture.marks import quantile, seconds
 from schemas.result import Outcome, Result
 from schemas.topics import Lane
 
@@ -26,6 +28,8 @@ class Tally:
     cached: int = 0
     tokens: int = 0
     questions: dict[str, str] = field(default_factory=dict)
+    run_again: int = 0
+    kills: list[Kill] = field(default_factory=list)
     answers: deque[tuple[Lane, str, str]] = field(default_factory=lambda: deque(maxlen=1))
 
     def ask(self, task_id: str, lane: Lane, question: str) -> None:
@@ -51,6 +55,8 @@ class Tally:
         question = self.questions.pop(result.task_id, None)
         if question is None:
             return
+        for kill in self.kills:
+            kill.result(result, appended_ms)
         lane = result.priority
         if result.outcome is not Outcome.COMPLETED or result.output is None:
             self.failed[lane] += 1
@@ -109,6 +115,10 @@ def print_recap(tally: Tally, *, interrupted: bool) -> None:
         for cells in (_COLUMNS, *_rows(tally)):
             console.print(f"{cells[0]:10}" + "".join(f"{cell:>10}" for cell in cells[1:]))
     console.print(f"\n{_sums(tally)}")
+    for kill in tally.kills:
+        console.print(kill.recap(tally.questions.keys()), soft_wrap=True)
+    if tally.kills:
+        console.print(f"Tasks run again: {tally.run_again}.")
 
 
 def _print_table(console: Any, rows: Iterable[Sequence[str]]) -> None:
@@ -128,8 +138,8 @@ def _rows(tally: Tally) -> list[tuple[str, ...]]:
             lane.value,
             str(tally.done[lane]),
             str(tally.failed[lane]),
-            _seconds(quantile(tally.latency_s[lane], 0.5)),
-            _seconds(quantile(tally.latency_s[lane], 0.95)),
+            seconds(quantile(tally.latency_s[lane], 0.5)),
+            seconds(quantile(tally.latency_s[lane], 0.95)),
         )
         for lane in Lane
     ]
@@ -143,19 +153,9 @@ def _sums(tally: Tally) -> str:
     )
 
 
-def quantile(values: Sequence[float], share: float) -> float | None:
-    """Return the value below which `share` of the values lie, None of none: of 1, 2, 3, 4 and 0.5 it is 3."""
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else None
-
-
 def _mean(sizes: Iterable[int]) -> float:
     found = list(sizes)
     return round(fmean(found), 2) if found else 0.0
-
-
-def _seconds(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f} s"
 
 
 def _cut(text: str, width: int) -> str:

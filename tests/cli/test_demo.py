@@ -7,12 +7,15 @@ import random
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cli.demo import new_request
-from cli.demo_picture import Tally, heading, line, print_recap, quantile
+from cli.demo import keep_logs, new_request
+from cli.demo_picture import Tally, heading, line, print_recap
+from cli.picture.kills import Kill
+from cli.picture.marks import quantile
 from schemas.codec import decode
 from schemas.request import InferenceTask
 from schemas.result import BatchRef, Outcome, Output, Result, Source, Timing, Usage
@@ -92,6 +95,27 @@ def test_the_recap_in_a_pipe_is_plain(capsys: pytest.CaptureFixture[str]) -> Non
     assert ["high", "1", "0", "0.50", "s", "0.50", "s"] == next(r for r in shown.splitlines() if "high" in r).split()
     assert "\x1b" not in shown
     assert "┃" not in shown
+
+
+def test_the_recap_tells_how_kills_were_got_over(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = tally(result("a", Lane.HIGH))
+    seen.ask("b", Lane.HIGH, "And?")
+    seen.kills.append(Kill("worker-1", 7, 2000, frozenset({"b"}), running=1, back_ms=5100))
+    seen.run_again = 1
+    seen.take(result("b", Lane.HIGH, timing=Timing(created_at_ms=1000, dispatched_at_ms=5200)), 6000)
+    print_recap(seen, interrupted=False)
+    *_, told, again = capsys.readouterr().out.splitlines()
+    assert "worker-1 was killed: back after 3.10 s, first new answer after 4.00 s; of 1 open tasks 0 were lost." == told
+    assert "Tasks run again: 1." == again
+
+
+def test_the_logs_of_a_run_take_the_place_of_those_of_the_one_before(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        (tmp_path / "worker-1.jsonl").write_text(text)
+        kept = keep_logs([tmp_path / "worker-1.jsonl", tmp_path / "missing.jsonl"], tmp_path / "demo-logs")
+    assert tmp_path / "demo-logs" / "last" == kept
+    assert ["second"] == [log.read_text() for log in kept.iterdir()]
+    assert ["last"] == [each.name for each in (tmp_path / "demo-logs").iterdir()]
 
 
 @pytest.mark.parametrize(("values", "median"), [([], None), ([3.0], 3.0), ([4.0, 1.0, 3.0, 2.0], 3.0)])
