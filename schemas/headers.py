@@ -28,6 +28,7 @@ ATTEMPTS = "triage.attempts"
 NOT_BEFORE_MS = "triage.not_before_ms"
 DEADLINE_MS = "triage.deadline_ms"
 APPENDED_MS = "triage.appended_ms"
+HOPS = "triage.hops"  # retry topics it failed its way through; being parked is none
 ERROR_TYPE = "triage.error.type"
 VALUE_BYTES = "triage.value_bytes"  # on a dead letter that goes without the bytes of its request
 
@@ -38,6 +39,17 @@ DLQ_OFFSET = "__dlq.errors.offset"
 DLQ_GROUP = "__dlq.errors.group"
 DLQ_DELIVERY_COUNT = "__dlq.errors.delivery.count"
 DLQ_MESSAGE = "__dlq.errors.message"
+
+
+# Written anew at each hop; all other headers of a request stay with it.
+_OF_A_HOP = frozenset(
+    {TASK_ID, LANE, ATTEMPTS, HOPS, NOT_BEFORE_MS, DEADLINE_MS, APPENDED_MS, SOURCE, ERROR_TYPE, VALUE_BYTES}
+)
+
+
+def own(headers: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """Return the headers that the request's producer set, without those of retries."""
+    return [(name, value) for name, value in headers if name not in _OF_A_HOP]
 
 
 def find(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:

@@ -118,6 +118,20 @@ class Window:
         for group in self._groups.values():
             yield from group.tasks
 
+    @property
+    def oldest_s(self) -> float | None:
+        """Return when the oldest member was taken in, None when nothing waits."""
+        key = self._oldest()
+        return None if key is None else self.head(key).accepted_s
+
+    def waiting_since(self, since_s: float) -> Iterator[Task]:
+        """Yield the members that were taken in at `since_s` or before."""
+        for group in self._groups.values():
+            for task in group.tasks:
+                if task.accepted_s > since_s:
+                    break
+                yield task
+
     def _oldest(self) -> bytes | None:
         while self._heads:
             sequence, key = self._heads[0]

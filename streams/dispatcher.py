@@ -1,7 +1,7 @@
 """The Dispatcher: what is sent where, and when. No I/O and no clock of its own.
 
-It owns every task from `accept` until the effect that ends it, and each task ends exactly once: in one `Finish`, or by `withdraw`
-when its partition goes to another worker. One loop owns the dispatcher and is its only writer.
+It owns every task from `accept` until the effect that ends it, and each task ends exactly once: in one `Finish`, `HandOver` or
+`Drop`, or by `withdraw` when its partition goes to another worker. One loop owns the dispatcher and is its only writer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import orjson
 
 from schemas.progress import Gate
 from schemas.result import BatchRef, Result
-from schemas.topics import Lane
+from schemas.topics import Lane, RetryTier
 from streams import outcome
 from streams.backends import BackendState
 from streams.batching import RouteClass, Window
@@ -26,6 +26,7 @@ from streams.errors import (
     BackendRejected,
     BackendUnavailable,
     DeadlineExpired,
+    Quarantined,
     ServingError,
     UnknownModel,
 )
@@ -34,13 +35,23 @@ from streams.lanes import DeficitRoundRobin
 from streams.outcome import Served
 from streams.ports import Answer, Probe
 from streams.pressure import MemoryPressureLevel
-from streams.retrying import InPlaceRetries, RetryBudget
+from streams.retrying import (
+    PARKED_AFTER_S,
+    InPlaceRetries,
+    RetryBudget,
+    asked_pause_s,
+    next_tier,
+    parking_tier,
+)
 from streams.routing import MATRIX, Candidate, ModelDecision, Router, Want
 from streams.settings import ModelSettings, Settings
 from streams.task import Task, TaskKey
 from streams.waiting import WaitingCounts
 
 _STALE_EXPIRIES = 256
+_PARKING_EVERY_S = 1.0
+MOST_CRASHES = 3
+"""Workers that may end while they run a task; after the third it runs alone once, and after a fourth it is given up."""
 _UNSIZED = ModelSettings(name="")
 
 
@@ -77,13 +88,34 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """Write the task's request to a retry topic, durably, then acknowledge its deliveries: the task is no longer held here.
+
+    `error` is what failed last, None when the task was parked; `hops` counts the retry topics it has failed its way into.
+    """
+
+    task: Task
+    tier: RetryTier
+    not_before_ms: int
+    hops: int
+    error: ServingError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A task gets its outcome elsewhere: acknowledge the deliveries it has left."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
 class Abort:
     """Close the running call of a task that already has its outcome; its answer is not reported."""
 
     task: Task
 
 
-Effect: TypeAlias = Send | Finish | Abort
+Effect: TypeAlias = Send | Finish | HandOver | Drop | Abort
 
 
 @dataclass(slots=True)
@@ -113,8 +145,11 @@ class Dispatcher:
     _tasks: dict[TaskKey, Task] = field(default_factory=dict)
     _waiting: dict[TaskKey, tuple[RouteClass, bytes]] = field(default_factory=dict)
     _running: dict[TaskKey, _Running] = field(default_factory=dict)
+    _elsewhere: dict[TaskKey, Task] = field(default_factory=dict)
     _delayed: list[tuple[float, int, Task]] = field(default_factory=list)
     _expiries: list[tuple[float, int, Task]] = field(default_factory=list)
+    _newest_sent: dict[tuple[str, int], int] = field(default_factory=dict)
+    _parking_s: float = 0.0
     _sequence: int = 0
     _router: Router = field(default_factory=Router)
 
@@ -126,12 +161,17 @@ class Dispatcher:
         self._models = {name: row for row in self.settings.models for name in (row.name, *row.aliases)}
         self._agent_types = {agent_type for row in self.settings.models for agent_type in row.agent_types}
         retry = self.settings.retry
+        self._tiers = [RetryTier(name) for name in retry.tiers] if retry.enabled else []
         self.retries = self.retries or InPlaceRetries(retry.enabled, RetryBudget(retry.budget_ratio))
 
     # Intake
 
-    def accept(self, task: Task, *, now_s: float) -> list[Effect]:
-        """Take a task in. One that is held already (redelivered) gives its deliveries to it and ends with it."""
+    def accept(self, task: Task, *, now_s: float, elsewhere: bool = False) -> list[Effect]:
+        """Take a task in. One that is held already (redelivered) gives its deliveries to it and ends with it.
+
+        `elsewhere`: another worker still runs it, so it is held back until `reconsider` says otherwise. Which task has crashed
+        how many workers is told by its `crashes`: with three it runs alone once more, with four it is given up.
+        """
         held = self._tasks.get(task.key)
         if held is not None:
             held.sources.extend(task.sources)
@@ -139,6 +179,8 @@ class Dispatcher:
             return []
         if task.deadline_s <= now_s:
             return [self._end(task, DeadlineExpired(), now_s)]
+        if task.crashes > MOST_CRASHES:
+            return [self._end(task, Quarantined(), now_s)]
         entry = (
             self.cache.get(task.fingerprint, self.clock.ms(now_s)) if task.wants_cache and task.fingerprint else None
         )
@@ -149,12 +191,21 @@ class Dispatcher:
             return [self._end(task, UnknownModel(), now_s)]
         self._sequence += 1
         task.sequence = self._sequence
-        task.tries_left = self.settings.retry.in_place_tries
+        task.tries_left = 0 if task.hops else self.settings.retry.in_place_tries
         self._tasks[task.key] = task
         self._drop_stale_expiries()
         heapq.heappush(self._expiries, (task.deadline_s, task.sequence, task))
-        self._enqueue(task)
+        if elsewhere:
+            self._elsewhere[task.key] = task
+        else:
+            self._enqueue(task)
         return []
+
+    def reconsider(self, still: Callable[[Task], bool]) -> None:
+        """Queue the tasks that are held back for another worker's sake and for which `still` is false: it will not end them."""
+        for task in [task for task in self._elsewhere.values() if not still(task)]:
+            del self._elsewhere[task.key]
+            self._enqueue(task)
 
     def withdraw(self, keep: Callable[[object], bool], *, running: bool) -> list[Task]:
         """Let go of deliveries for which `keep` is false: their partition is gone. Return the tasks that have none left.
@@ -173,12 +224,14 @@ class Dispatcher:
                 gone.append(task)
         return gone
 
-    def cancel(self, key: TaskKey) -> Task | None:
-        """Drop a task that got its outcome from outside; the caller acknowledges its deliveries. None when it is not held."""
+    def cancel(self, key: TaskKey) -> list[Effect]:
+        """Let go of a task that got its outcome from outside, and of its running call; nothing when it is not held."""
         task = self._tasks.get(key)
-        if task is not None:
-            self._forget(task)
-        return task
+        if task is None:
+            return []
+        was_running = key in self._running
+        self._forget(task)
+        return [Abort(task), Drop(task)] if was_running else [Drop(task)]
 
     # Backends
 
@@ -206,7 +259,11 @@ class Dispatcher:
         return [Finish(task, result, outcome.cacheable(task, result))]
 
     def failed(self, task: Task, error: ServingError, *, now_s: float) -> list[Effect]:
-        """A call failed: try again within this worker, or end the task. Ignored when the task has its outcome already."""
+        """A call failed: try again within this worker, through a retry topic, or end the task.
+
+        Ignored when the task has its outcome already. A task whose partition went to another worker meanwhile is let go of:
+        that worker has it.
+        """
         running = self._finish_call(task)
         if running is None:
             return []
@@ -216,11 +273,14 @@ class Dispatcher:
         if not isinstance(error, BackendRejected):  # that one is the request's fault
             running.backend.observe(running.served.model, None)
         self._note_failure(running.backend, error, now_s)
+        if not task.deliveries:
+            self._forget(task)
+            return [Drop(task)]
         assert self.retries is not None
         delay_s = self.retries.delay_s(error, tries_left=task.tries_left, attempts=task.attempts)
         if delay_s is None or now_s + delay_s >= task.deadline_s:
             self._forget(task)
-            return [self._end(task, error, now_s, running.served)]
+            return [self._after_last_try(task, error, now_s, running.served)]
         task.tries_left -= 1
         task.dispatched_s = task.dispatched_ms = None
         heapq.heappush(self._delayed, (now_s + delay_s, task.sequence, task))
@@ -237,6 +297,7 @@ class Dispatcher:
                 self._enqueue(task, first=True)
         while (batch := self._next_batch(now_s)) is not None:
             effects.append(Send(batch))
+        effects += self._park(now_s)
         self.next_deadline_s = self._when_next(now_s)
         return effects
 
@@ -286,6 +347,8 @@ class Dispatcher:
         agent_type = task.request.agent_type
         route = (task.model, agent_type if agent_type in self._agent_types else None)
         group = orjson.dumps(task.parameters, option=orjson.OPT_SORT_KEYS)
+        if task.crashes == MOST_CRASHES:  # it runs alone: another end of the worker would then be its own doing
+            group = orjson.dumps([task.key, task.sequence])
         windows = self._windows[task.lane]
         window = windows.get(route)
         if window is None:
@@ -399,6 +462,8 @@ class Dispatcher:
             del self._waiting[task.key]
             self.waiting_counts.remove(task)
             self._running[task.key] = _Running(task, served, state)
+            place = (task.source.topic, task.source.partition)
+            self._newest_sent[place] = max(task.sequence, self._newest_sent.get(place, 0))
         return batch
 
     def _finish_call(self, task: Task) -> _Running | None:
@@ -416,6 +481,30 @@ class Dispatcher:
             state.pause(error.retry_after_s, now_s=now_s)
         elif isinstance(error, BackendUnavailable):
             state.up, state.down_reason = False, error.type.value
+
+    def _after_last_try(self, task: Task, error: ServingError, now_s: float, served: Served) -> Effect:
+        left_s = task.deadline_s - now_s
+        tier = next_tier(self._tiers, task.hops, asked_s=asked_pause_s(error), left_s=left_s)
+        if tier is None or not error.retriable:
+            return self._end(task, error, now_s, served)
+        hops = self._tiers.index(tier) + 1
+        return HandOver(task, tier, self.clock.ms(now_s) + tier.delay_ms, hops, error)
+
+    def _park(self, now_s: float) -> Iterator[Effect]:
+        """Hand over, once a second, what has waited for 30 s while a later request of its partition was sent: it holds that up."""
+        if now_s < self._parking_s:
+            return
+        self._parking_s = now_s + _PARKING_EVERY_S
+        since_s = now_s - PARKED_AFTER_S
+        for lane in Lane:
+            for window in list(self._windows[lane].values()):
+                for task in [task for task in window.waiting_since(since_s) if self._is_overtaken(task)]:
+                    self._forget(task)
+                    tier = parking_tier(lane, task.deadline_s - now_s)
+                    yield HandOver(task, tier, self.clock.ms(now_s) + tier.delay_ms, task.hops)
+
+    def _is_overtaken(self, task: Task) -> bool:
+        return self._newest_sent.get((task.source.topic, task.source.partition), 0) > task.sequence
 
     def _end(self, task: Task, error: ServingError, now_s: float, served: Served | None = None) -> Finish:
         result = outcome.failed(task, error, now_s=now_s, now_ms=self.clock.ms(now_s), served=served)
@@ -440,6 +529,7 @@ class Dispatcher:
 
     def _forget(self, task: Task) -> None:
         self._tasks.pop(task.key, None)
+        self._elsewhere.pop(task.key, None)
         place = self._waiting.pop(task.key, None)
         if place is not None:
             route, group = place
@@ -472,6 +562,14 @@ class Dispatcher:
         times = [window.next_ready_s() for windows in self._windows.values() for window in windows.values()]
         due = [at for at in times if at is not None and at > now_s]
         due += [state.paused_until_s for state in self.backends.values() if state.paused_until_s > now_s]
+        oldest = [
+            at
+            for windows in self._windows.values()
+            for window in windows.values()
+            if (at := window.oldest_s) is not None
+        ]
+        if oldest:
+            due.append(max(min(oldest) + PARKED_AFTER_S, self._parking_s))
         if self._delayed:
             due.append(self._delayed[0][0])
         if self._expiries:

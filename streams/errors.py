@@ -57,6 +57,12 @@ class CapacityError(ServingError):
     retriable = True
 
 
+class Quarantined(ServingError):
+    """Worker after worker ended while it served this request."""
+
+    type = ErrorType.QUARANTINED
+
+
 class DeadlineExpired(ServingError):
     """The deadline passed before the answer was there."""
 

@@ -1,4 +1,6 @@
-"""Tries within the worker: how many, how soon, and how much of the traffic they may be.
+"""Tries after a failure: within the worker, then through the retry topics; and what is parked there.
+
+Within the worker: how many, how soon, and how much of the traffic they may be.
 
 Source: full jitter from Brooker, Exponential Backoff and Jitter (AWS, 2015); the budget from Finagle's RetryBudget.
 """
@@ -6,12 +8,19 @@ Source: full jitter from Brooker, Exponential Backoff and Jitter (AWS, 2015); th
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from schemas.topics import Lane, RetryTier
 from streams.errors import BackendError, ServingError
 
 BASE_DELAY_S = 0.2
 MOST_DELAY_S = 10.0
+# A server that asks for a longer pause gets it in a retry topic: a task that waits here holds its partition up.
+MOST_IN_PLACE_S = 5.0
+# A task that cannot be dispatched for this long, while others of its partition could, makes way for them.
+PARKED_AFTER_S = 30.0
+_SOON_S = 600.0
 # Retries that a quiet worker may make before any traffic has earned them.
 _BUDGET_FLOOR = 10.0
 _BUDGET_CEILING = 100.0
@@ -50,8 +59,32 @@ class InPlaceRetries:
 
         A uniform draw from [0, 0.2 s * 2^(attempts - 1)], at most 10 s: up to 0.2, 0.4, 0.8 s; never sooner than the server asked.
         """
-        if not self.enabled or not error.retriable or tries_left <= 0 or not self.budget.take():
+        asked_s = asked_pause_s(error)
+        if not self.enabled or not error.retriable or tries_left <= 0 or asked_s > MOST_IN_PLACE_S:
+            return None
+        if not self.budget.take():
             return None
         ceiling = min(BASE_DELAY_S * 2 ** max(attempts - 1, 0), MOST_DELAY_S)
-        asked = error.retry_after_s if isinstance(error, BackendError) else None
-        return max(self.rng.uniform(0, ceiling), asked or 0.0)
+        return max(self.rng.uniform(0, ceiling), asked_s)
+
+
+def asked_pause_s(error: ServingError) -> float:
+    """Return how long the server asked to be left alone, 0.0 when it said nothing."""
+    return (error.retry_after_s or 0.0) if isinstance(error, BackendError) else 0.0
+
+
+def next_tier(tiers: Sequence[RetryTier], hops: int, *, asked_s: float, left_s: float) -> RetryTier | None:
+    """Return the retry topic of a task that has gone through `hops` of them; None: it has had its last try.
+
+    The next one, or a later one where the server asked for a longer pause; `left_s` is the time to its deadline, and a try that
+    would begin after that is none.
+    """
+    left = tiers[hops:]
+    tier = next((each for each in left if each.delay_ms >= asked_s * 1000), left[-1] if left else None)
+    return tier if tier is not None and tier.delay_ms < left_s * 1000 else None
+
+
+def parking_tier(lane: Lane, left_s: float) -> RetryTier:
+    """Return where a task waits that holds its partition up: not long when it is urgent or due within ten minutes."""
+    urgent = lane in (Lane.CRITICAL, Lane.HIGH) or left_s <= _SOON_S
+    return RetryTier.FIVE_SECONDS if urgent else RetryTier.SIXTY_SECONDS

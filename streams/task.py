@@ -22,7 +22,8 @@ class Task:
     `sources` are the lane records it answers for, `deliveries` the shell's handles to acknowledge them: more than one when the
     same request was delivered again while it was held; `origin` is
     the first of them, kept for a dead letter's bytes. The dispatcher does not look into a delivery.
-    `deadline_s` and `accepted_s` are monotonic; the `_ms` times are broker time.
+    `tries_left` counts tries within this worker, `hops` the retry topics it failed its way through,
+    `crashes` the workers that ended while they ran it. `deadline_s` and `accepted_s` are monotonic; the `_ms` times are broker time.
     """
 
     task_id: str
@@ -44,6 +45,8 @@ class Task:
     fingerprint: str | None = None
     attempts: int = 0
     tries_left: int = 0
+    hops: int = 0
+    crashes: int = 0
     dispatched_ms: int | None = None
     dispatched_s: float | None = None
     not_before_s: float = 0.0

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.topics import RetryTier
 from streams.errors import BackendOverloaded, BackendRejected, BackendTimeout, CapacityError, ServingError
-from streams.retrying import InPlaceRetries, RetryBudget
+from streams.retrying import InPlaceRetries, RetryBudget, next_tier
 
 
 def retries(*, enabled: bool = True, ratio: float = 0.1, seed: int = 0) -> InPlaceRetries:
@@ -26,7 +27,11 @@ def test_the_wait_is_drawn_from_below_a_ceiling_that_doubles_up_to_10_s(attempts
 
 
 def test_it_is_never_sooner_than_the_server_asked() -> None:
-    assert 30.0 == retries().delay_s(BackendOverloaded(retry_after_s=30), tries_left=1, attempts=1)
+    assert 5.0 == retries().delay_s(BackendOverloaded(retry_after_s=5), tries_left=1, attempts=1)
+
+
+def test_a_longer_pause_than_five_seconds_is_not_waited_for_in_place() -> None:
+    assert retries().delay_s(BackendOverloaded(retry_after_s=5.1), tries_left=1, attempts=1) is None
 
 
 @pytest.mark.parametrize(
@@ -68,3 +73,53 @@ def test_a_long_quiet_time_saves_up_no_more_than_a_hundred() -> None:
     for _ in range(10_000):
         budget.earn()
     assert 100 == sum(budget.take() for _ in range(1000))
+
+
+TIERS = list(RetryTier)
+
+
+@pytest.mark.parametrize(
+    ("hops", "asked_s", "left_s", "expected"),
+    [
+        (0, 0.0, 3600.0, RetryTier.FIVE_SECONDS),
+        (1, 0.0, 3600.0, RetryTier.SIXTY_SECONDS),
+        (2, 0.0, 3600.0, RetryTier.TEN_MINUTES),
+        (3, 0.0, 3600.0, None),
+        (0, 5.0, 3600.0, RetryTier.FIVE_SECONDS),
+        (0, 5.1, 3600.0, RetryTier.SIXTY_SECONDS),
+        (0, 7200.0, 3600.0, RetryTier.TEN_MINUTES),  # the longest there is
+        (0, 0.0, 5.0, None),  # it would begin at the deadline
+        (0, 0.0, 5.1, RetryTier.FIVE_SECONDS),
+        (1, 0.0, 60.0, None),
+    ],
+)
+def test_the_next_retry_topic(hops: int, asked_s: float, left_s: float, expected: RetryTier | None) -> None:
+    assert expected == next_tier(TIERS, hops, asked_s=asked_s, left_s=left_s)
+
+
+@given(st.integers(0, 3), st.floats(0, 10_000), st.floats(0, 300_000), st.integers(0, 3))
+def test_retry_topics_come_to_an_end_and_none_begins_after_the_deadline(
+    hops: int, asked_s: float, left_s: float, count: int
+) -> None:
+    tiers = TIERS[:count]
+    taken = 0
+    while (tier := next_tier(tiers, hops, asked_s=asked_s, left_s=left_s)) is not None:
+        assert tier.delay_ms < left_s * 1000
+        hops = tiers.index(tier) + 1
+        taken += 1
+    assert taken <= len(tiers)
+
+
+def error_types() -> list[type[ServingError]]:
+    found, left = [], [ServingError]
+    while left:
+        each = left.pop()
+        found.append(each)
+        left += each.__subclasses__()
+    return [each for each in found if each.__module__ == "streams.errors"]
+
+
+def test_what_is_retried_is_this_and_nothing_else() -> None:
+    """Of what may pass by itself: no room, no answer, no connection. A refusal, an answer not understood, a deadline stay so."""
+    expected = {"CapacityError", "BackendUnavailable", "BackendOverloaded", "BackendTimeout"}
+    assert expected == {each.__name__ for each in error_types() if each.retriable}

@@ -12,7 +12,7 @@ from schemas.result import Result
 from schemas.topics import Lane
 from streams.brokertime import BrokerClock
 from streams.caching import AnswerCache
-from streams.dispatcher import Abort, Batch, Dispatcher, Effect, Finish, Send
+from streams.dispatcher import Abort, Batch, Dispatcher, Drop, Effect, Finish, HandOver, Send
 from streams.errors import ServingError
 from streams.fleet import Fleet
 from streams.ports import Answer, Probe
@@ -41,13 +41,15 @@ DOWN = Probe(up=False, reason="connection refused")
 class Scene:
     """Drives a Dispatcher as the worker's shell does: every change is followed by a step at the clock's time.
 
-    `sent`, `finished` and `aborted` hold what it ordered, oldest first.
+    `sent`, `finished`, `handed`, `dropped` and `aborted` hold what it ordered, oldest first.
     """
 
     settings: Settings
     clock: FakeClock = field(default_factory=FakeClock)
     sent: list[Batch] = field(default_factory=list)
     finished: list[Finish] = field(default_factory=list)
+    handed: list[HandOver] = field(default_factory=list)
+    dropped: list[Task] = field(default_factory=list)
     aborted: list[Task] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -90,8 +92,8 @@ class Scene:
         self.step()
         return tasks
 
-    def take(self, task: Task) -> None:
-        self.perform(self.dispatcher.accept(task, now_s=self.now_s))
+    def take(self, task: Task, *, elsewhere: bool = False) -> None:
+        self.perform(self.dispatcher.accept(task, now_s=self.now_s, elsewhere=elsewhere))
         self.step()
 
     def answered(self, task: Task, reply: Answer | None = None) -> None:
@@ -100,6 +102,11 @@ class Scene:
 
     def failed(self, task: Task, error: ServingError) -> None:
         self.perform(self.dispatcher.failed(task, error, now_s=self.now_s))
+        self.step()
+
+    def cancelled(self, task: Task) -> None:
+        """Have a terminal record of the task come from outside."""
+        self.perform(self.dispatcher.cancel(task.key))
         self.step()
 
     def probed(self, name: str, probe: Probe) -> None:
@@ -139,6 +146,10 @@ class Scene:
                 self.sent.append(effect.batch)
             elif isinstance(effect, Finish):
                 self.finished.append(effect)
+            elif isinstance(effect, HandOver):
+                self.handed.append(effect)
+            elif isinstance(effect, Drop):
+                self.dropped.append(effect.task)
             else:
                 assert isinstance(effect, Abort)
                 self.aborted.append(effect.task)
@@ -169,6 +180,7 @@ class Scene:
             "waiting": len(inside._waiting),
             "running": len(inside._running),
             "windows": sum(len(windows) for windows in inside._windows.values()),
+            "elsewhere": len(inside._elsewhere),
             "delayed": len([task for _, _, task in inside._delayed if inside.holds(task.key)]),
             "in flight": sum(state.busy for state in inside.backends.values()),
         }

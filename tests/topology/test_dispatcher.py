@@ -10,7 +10,8 @@ import pytest
 from schemas.cache import CacheEntry
 from schemas.request import CachePolicy
 from schemas.result import BatchRef, ErrorType, Outcome, Output, Usage
-from schemas.topics import Lane
+from schemas.topics import Lane, RetryTier
+from streams.dispatcher import HandOver
 from streams.errors import (
     BackendError,
     BackendOverloaded,
@@ -326,7 +327,7 @@ def test_expired_entries_do_not_pile_up_behind_far_deadlines() -> None:
 
 
 def test_a_passing_failure_is_tried_again_in_place_then_exhausts_its_tries() -> None:
-    scene = Scene.of()
+    scene = Scene.of(retry={"tiers": []})
     task = scene.accept()
     for attempt in (1, 2, 3):
         assert [task] == scene.running
@@ -365,12 +366,137 @@ def test_retries_can_be_turned_off() -> None:
     assert ErrorType.RETRIES_EXHAUSTED == _error(scene, task)
 
 
-def test_a_server_that_is_too_busy_gets_nothing_until_it_asked_for_more() -> None:
+@pytest.mark.parametrize(
+    ("hops", "tier", "after"),
+    [(0, RetryTier.FIVE_SECONDS, 1), (1, RetryTier.SIXTY_SECONDS, 2), (2, RetryTier.TEN_MINUTES, 3)],
+)
+def test_what_its_tries_in_place_did_not_help_goes_from_retry_topic_to_retry_topic(
+    hops: int, tier: RetryTier, after: int
+) -> None:
+    scene = Scene.of(retry={"in_place_tries": 0})
+    task = make_task()
+    task.hops = hops
+    scene.take(task)
+    error = BackendTimeout()
+    scene.failed(task, error)
+    due_ms = EPOCH_MS + int(scene.now_s * 1000) + tier.delay_ms
+    assert [HandOver(task, tier, due_ms, after, error)] == scene.handed
+    assert ({}, {}) == (scene.results, scene.leftovers())
+
+
+def test_a_task_that_failed_in_the_last_retry_topic_has_exhausted_its_tries() -> None:
+    scene = Scene.of()
+    task = make_task()
+    task.hops = 3
+    scene.take(task)
+    scene.failed(task, BackendTimeout())
+    assert (ErrorType.RETRIES_EXHAUSTED, []) == (_error(scene, task), scene.handed)
+
+
+def test_a_retry_that_would_begin_after_the_deadline_is_none() -> None:
+    scene = Scene.of(retry={"in_place_tries": 0})
+    task = scene.accept(deadline_s=5.0)
+    scene.failed(task, BackendTimeout())
+    assert (ErrorType.RETRIES_EXHAUSTED, []) == (_error(scene, task), scene.handed)
+
+
+def test_a_server_that_asks_for_a_long_pause_gets_it_in_a_retry_topic() -> None:
     scene = Scene.of()
     task = scene.accept()
     scene.failed(task, BackendOverloaded(retry_after_s=30))
-    other = scene.accept()
+    assert [(RetryTier.SIXTY_SECONDS, 2)] == [(each.tier, each.hops) for each in scene.handed]
+
+
+def test_a_failure_after_its_partition_went_to_another_worker_is_that_workers_to_mend() -> None:
+    scene = Scene.of()
+    task = scene.accept()
+    scene.dispatcher.withdraw(lambda delivery: False, running=True)
+    scene.failed(task, BackendTimeout())
+    assert ([task], [], {}, {}) == (scene.dropped, scene.handed, scene.results, scene.leftovers())
+
+
+# Redelivery
+
+
+def test_a_task_that_another_worker_still_runs_is_held_back_until_that_lets_go() -> None:
+    scene = Scene.of()
+    task = make_task()
+    scene.take(task, elsewhere=True)
+    scene.advance(60)
+    assert [] == scene.sent
+    scene.dispatcher.reconsider(lambda held: held is task)
+    scene.step()
+    assert [] == scene.sent
+    scene.dispatcher.reconsider(lambda held: False)
+    scene.step()
+    assert [task] == scene.running
+
+
+def test_a_task_that_another_worker_ended_is_dropped() -> None:
+    scene = Scene.of()
+    task = make_task()
+    scene.take(task, elsewhere=True)
+    scene.cancelled(task)
+    assert ([task], [], {}) == (scene.dropped, scene.aborted, scene.leftovers())
+
+
+def test_a_task_that_crashed_three_workers_runs_alone_once_and_is_given_up_after_the_fourth() -> None:
+    scene = Scene.of(backend(slots=8))
+    scene.accept_many(8)  # no slot is idle, so the next wait for company
+    mates = [make_task(now_s=scene.now_s) for _ in range(3)]
+    suspect, worse = make_task("suspect", now_s=scene.now_s), make_task("worse", now_s=scene.now_s)
+    suspect.crashes, worse.crashes = 3, 4
+    for task in (*mates, suspect, worse):
+        scene.take(task)
+    assert ErrorType.QUARANTINED == _error(scene, worse)
+    for task in list(scene.running):
+        scene.answered(task)
+    scene.advance(1)
+    assert [[suspect]] == [list(batch.tasks) for batch in scene.sent if suspect in batch.tasks]
+
+
+# Parking
+
+
+@pytest.mark.parametrize(
+    ("lane", "lives_s", "tier"),
+    [
+        (Lane.CRITICAL, None, RetryTier.FIVE_SECONDS),
+        (Lane.HIGH, None, RetryTier.FIVE_SECONDS),
+        (Lane.NORMAL, None, RetryTier.SIXTY_SECONDS),
+        (Lane.LOW, 620.0, RetryTier.FIVE_SECONDS),
+        (Lane.LOW, 640.0, RetryTier.SIXTY_SECONDS),
+    ],
+)
+def test_a_task_that_holds_its_partition_up_makes_way_after_half_a_minute(
+    lane: Lane, lives_s: float | None, tier: RetryTier
+) -> None:
+    scene = Scene.of(backend("b1"), backend("b2", models=["other"]), retry={"enabled": False})
+    scene.probed("b2", DOWN)
+    stuck = scene.accept(model="other", lane=lane, deadline_s=lives_s)
+    scene.answered(scene.accept(lane=lane))
     scene.advance(29.9)
+    assert [] == scene.handed
+    scene.advance(1.1)
+    assert [(stuck, tier, 0, None)] == [(each.task, each.tier, each.hops, each.error) for each in scene.handed]
+    assert (0, {}) == (stuck.attempts, scene.leftovers())
+
+
+def test_what_waits_with_all_others_of_its_partition_is_not_parked() -> None:
+    scene = Scene.of(backend("b1"))
+    scene.probed("b1", DOWN)
+    scene.accept_many(5)
+    scene.accept(partition=1)
+    scene.advance(3600)
+    assert [] == scene.handed
+
+
+def test_a_server_that_is_too_busy_gets_nothing_until_it_asked_for_more() -> None:
+    scene = Scene.of()
+    task = scene.accept()
+    scene.failed(task, BackendOverloaded(retry_after_s=4))
+    other = scene.accept()
+    scene.advance(3.9)
     assert (1, []) == (len(scene.sent), scene.running)
     scene.advance(0.1)
     assert {task, other} == set(scene.running)
@@ -456,10 +582,20 @@ def test_a_cancelled_task_is_dropped_wherever_it_is() -> None:
     scene = Scene.of(backend(slots=1))
     running, waiting = scene.accept(), scene.accept()
     for task in (waiting, running):
-        assert task is scene.dispatcher.cancel(task.key)
-        assert scene.dispatcher.cancel(task.key) is None
+        scene.cancelled(task)
+        assert [] == scene.dispatcher.cancel(task.key)
     scene.answered(running)
+    assert ([waiting, running], [running]) == (scene.dropped, scene.aborted)
     assert ({}, {}) == (scene.results, scene.leftovers())
+
+
+def test_a_task_cancelled_between_two_tries_is_not_tried_again() -> None:
+    scene = Scene.of()
+    task = scene.accept()
+    scene.failed(task, BackendTimeout())
+    scene.cancelled(task)
+    scene.advance(60)
+    assert ([task], [], 1, {}) == (scene.dropped, scene.aborted, len(scene.sent), scene.leftovers())
 
 
 # Lanes

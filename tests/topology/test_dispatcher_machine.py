@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from schemas.request import CachePolicy
 from schemas.result import Outcome
 from schemas.topics import Lane
-from streams.dispatcher import Finish
+from streams.dispatcher import Finish, HandOver
 from streams.errors import (
     BackendOverloaded,
     BackendProtocolError,
@@ -55,7 +55,7 @@ class Bounds(Scene):
 
 
 class DispatcherMachine(RuleBasedStateMachine):
-    """Owns each task object from `accept` to its one end: finished, withdrawn, cancelled, or attached to one that is held."""
+    """Owns each task object from `accept` to its one end: finished, handed over, withdrawn, dropped, or attached to one that is held."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.dispatcher = self.scene.dispatcher
         self.accepted: list[Task] = []
         self.ends: dict[Task, str] = {}
-        self.counted = 0
+        self.counted = self.counted_drops = self.counted_hands = 0
 
     # What happens
 
@@ -77,6 +77,9 @@ class DispatcherMachine(RuleBasedStateMachine):
         temperature=st.sampled_from([0.0, 1.0]),
         lives_s=st.sampled_from([-1.0, 0.0, 0.03, 2.0, 60.0, 3600.0]),
         mode=st.sampled_from(["use", "bypass"]),
+        hops=st.sampled_from([0, 0, 0, 1, 3]),
+        crashes=st.sampled_from([0, 0, 0, 1, 3, 4]),
+        elsewhere=st.sampled_from([False, False, True]),
     )
     def accept(
         self,
@@ -89,6 +92,9 @@ class DispatcherMachine(RuleBasedStateMachine):
         temperature: float,
         lives_s: float,
         mode: str,
+        hops: int,
+        crashes: int,
+        elsewhere: bool,
     ) -> None:
         task = make_task(
             task_id,
@@ -102,10 +108,16 @@ class DispatcherMachine(RuleBasedStateMachine):
             agent_type=agent_type,
             parameters={"temperature": temperature},
         )
+        task.hops, task.crashes = hops, crashes
         self.accepted.append(task)
         if self.dispatcher.holds(task.key):
             self.ends[task] = "attached"
-        self.scene.take(task)
+        self.scene.take(task, elsewhere=elsewhere)
+
+    @rule(task_id=st.sampled_from(IDS))
+    def another_worker_lets_go(self, task_id: str) -> None:
+        self.dispatcher.reconsider(lambda task: task.task_id != task_id)
+        self.scene.step()
 
     @rule(seconds=st.sampled_from([0.001, 0.02, 0.3, 2.0, 30.0]))
     def time_passes(self, seconds: float) -> None:
@@ -157,9 +169,10 @@ class DispatcherMachine(RuleBasedStateMachine):
 
     @rule(task_id=st.sampled_from(IDS), partition=st.integers(0, 1))
     def cancel(self, task_id: str, partition: int) -> None:
-        task = self.dispatcher.cancel((task_id, partition))
-        if task is not None:
-            self.end(task, "cancelled")
+        key = (task_id, partition)
+        was_running = [task for task in self.scene.running if task.key == key]
+        self.scene.perform(self.dispatcher.cancel(key))
+        assert set(was_running) <= set(self.scene.aborted)
         self.scene.step()
 
     @rule(name=st.sampled_from(list(SLOTS)), is_up=st.sampled_from([True, True, False]))
@@ -186,6 +199,22 @@ class DispatcherMachine(RuleBasedStateMachine):
         for effect in fresh:
             self.end(effect.task, "finished")
             self.check_result(effect)
+        for task in self.scene.dropped[self.counted_drops :]:
+            self.end(task, "dropped")
+        for handed in self.scene.handed[self.counted_hands :]:
+            self.end(handed.task, "handed over")
+            self.check_hand_over(handed)
+        self.counted_drops, self.counted_hands = len(self.scene.dropped), len(self.scene.handed)
+
+    def check_hand_over(self, handed: HandOver) -> None:
+        task = handed.task
+        assert task.deliveries, "nothing is handed over for a partition that has gone"
+        if handed.error is None:
+            assert handed.hops == task.hops
+        else:
+            assert handed.error.retriable
+            assert handed.hops > task.hops
+            assert handed.not_before_ms < task.deadline_ms
 
     def check_result(self, effect: Finish) -> None:
         task, result = effect.task, effect.result
@@ -203,7 +232,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         assert held == set(self.dispatcher._tasks.values())
         waiting = sum(self.dispatcher.waiting(lane) for lane in Lane)
         delayed = sum(self.dispatcher._tasks.get(task.key) is task for _, _, task in self.dispatcher._delayed)
-        assert len(held) == waiting + delayed + len(self.scene.running)
+        assert len(held) == waiting + delayed + len(self.scene.running) + len(self.dispatcher._elsewhere)
         assert set(self.scene.aborted) <= self.ends.keys()
 
     @invariant()
@@ -224,6 +253,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         for name, models in MODELS.items():
             self.dispatcher.backends[name].draining = False
             self.scene.probed(name, up(*models))
+        self.dispatcher.reconsider(lambda task: False)
         self.scene.advance(10)  # the last sample is stale, pauses and delays are over
         for name, models in MODELS.items():
             self.scene.probed(name, up(*models))

@@ -1,0 +1,123 @@
+"""What a redelivered request is checked against besides outcomes: who started it, and who of them still lives.
+
+A request is delivered again after a crash and after a rebalance. In the first case it must run again; in the second the worker that had
+it goes on with its running call, and a second run would be work for nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from schemas.progress import Started, WorkerSnapshot
+from streams.task import TaskKey
+
+LIVE_MS = 5_000
+_MOST_KEPT = 100_000
+
+
+class Start(NamedTuple):
+    """One start of a task."""
+
+    worker: str
+    attempt: int
+    at_ms: int
+
+
+@dataclass
+class RecentEnds:
+    """Tasks of which a terminal record was seen, the newest `most` of them: what a due retry is checked against.
+
+    A retry's request was committed in its lane long ago, so nothing says when its outcome may be forgotten. One that was forgotten
+    costs a run for nothing: the first record in the log stays the outcome.
+    """
+
+    most: int = _MOST_KEPT
+    _keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
+
+    def add(self, key: TaskKey) -> None:
+        self._keys[hash(key)] = (
+            None  # 8 bytes instead of an id of up to 128; two alike of 100,000 are a matter of 1e-10
+        )
+        if len(self._keys) > self.most:
+            self._keys.popitem(last=False)
+
+    def __contains__(self, key: TaskKey) -> bool:
+        return hash(key) in self._keys
+
+
+@dataclass
+class StartsIndex:
+    """Starts of tasks that have no outcome yet, from the progress topic; the newest `most` tasks of them."""
+
+    most: int = _MOST_KEPT
+    _starts: OrderedDict[TaskKey, tuple[Start, ...]] = field(default_factory=OrderedDict)
+
+    def observe(self, started: Started, partition: int) -> None:
+        """Take note of a batch. Feeding the same record twice changes nothing."""
+        for task_id, _topic, _offset, attempt in started.tasks:
+            key, start = (task_id, partition), Start(started.worker, attempt, started.at_ms)
+            known = self._starts.get(key, ())
+            if start not in known:
+                self._starts[key] = (*known, start)
+        while len(self._starts) > self.most:
+            self._starts.popitem(last=False)
+
+    def ended(self, key: TaskKey) -> None:
+        self._starts.pop(key, None)
+
+    def of(self, key: TaskKey, *, after_attempt: int = 0) -> Sequence[Start]:
+        """Return a task's starts, oldest first, without those up to `after_attempt`: they ended, since a retry was written."""
+        return [start for start in self._starts.get(key, ()) if start.attempt > after_attempt]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    appended_ms: int
+    at_ms: int
+    in_flight: frozenset[str]
+
+
+@dataclass
+class Peers:
+    """The other workers, by their newest snapshots. `own` is this worker's id."""
+
+    own: str
+    _seen: dict[str, _Seen] = field(default_factory=dict)
+
+    def observe(self, worker: str, snapshot: WorkerSnapshot | None, appended_ms: int) -> None:
+        """Take note of a snapshot; None: its worker has gone."""
+        if snapshot is None:
+            self._seen.pop(worker, None)
+        elif worker != self.own:
+            self._seen[worker] = _Seen(appended_ms, snapshot.at_ms, frozenset(snapshot.in_flight))
+
+    def is_live(self, worker: str, now_ms: int) -> bool:
+        """Whether a worker was heard of within five seconds, in broker time."""
+        seen = self._seen.get(worker)
+        return seen is not None and now_ms - seen.appended_ms < LIVE_MS
+
+    def runs(self, task_id: str, starts: Sequence[Start], now_ms: int) -> bool:
+        """Whether a live worker still runs a task: its snapshot lists it, or is older than that worker's start of it."""
+        if any(task_id in seen.in_flight and self.is_live(worker, now_ms) for worker, seen in self._seen.items()):
+            return True
+        if not starts or not self.is_live(starts[-1].worker, now_ms):
+            return False
+        return self._seen[starts[-1].worker].at_ms <= starts[-1].at_ms
+
+    def crashes(self, starts: Sequence[Start], now_ms: int) -> int:
+        """Return how many workers started a task and are gone: each ended while it ran it, or it would have an outcome.
+
+        A worker that tried it several times ended the earlier tries itself.
+        """
+        workers = {start.worker for start in starts if start.worker != self.own}
+        return sum(not self.is_live(worker, now_ms) for worker in workers)
+
+    def live(self, now_ms: int) -> int:
+        """Return how many other workers live."""
+        return sum(self.is_live(worker, now_ms) for worker in self._seen)

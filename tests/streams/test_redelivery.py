@@ -1,0 +1,77 @@
+"""What a redelivered request is checked against: starts, and who of those that started it still lives."""
+
+from __future__ import annotations
+
+from schemas.progress import Started, WorkerSnapshot
+from streams.redelivery import LIVE_MS, Peers, RecentEnds, Start, StartsIndex
+
+KEY = ("a", 3)
+
+
+def started(worker: str, at_ms: int, *tasks: tuple[str, int]) -> Started:
+    return Started(
+        "b-1", worker, "llama-1", [(name, "triage.requests.low", 0, attempt) for name, attempt in tasks], at_ms
+    )
+
+
+def seen(peers: Peers, worker: str, at_ms: int, *in_flight: str) -> None:
+    peers.observe(worker, WorkerSnapshot(worker, "host", 1, at_ms, in_flight=list(in_flight)), at_ms)
+
+
+def test_starts_are_kept_by_partition_until_the_task_has_an_outcome() -> None:
+    index = StartsIndex()
+    for _ in range(2):  # read again, the same record changes nothing
+        index.observe(started("w1", 10, ("a", 1), ("b", 1)), 3)
+    index.observe(started("w2", 20, ("a", 2)), 3)
+    assert [Start("w1", 1, 10), Start("w2", 2, 20)] == index.of(KEY)
+    assert [] == index.of(("a", 4))
+    assert [Start("w2", 2, 20)] == index.of(KEY, after_attempt=1)
+    index.ended(KEY)
+    assert ([], 1) == (index.of(KEY), len(index))
+
+
+def test_only_the_newest_tasks_are_kept() -> None:
+    index, ends = StartsIndex(most=2), RecentEnds(most=2)
+    for name in ("a", "b", "c"):
+        index.observe(started("w1", 10, (name, 1)), 0)
+        ends.add((name, 0))
+    assert [False, True, True] == [bool(index.of((name, 0))) for name in ("a", "b", "c")]
+    assert [False, True, True] == [(name, 0) in ends for name in ("a", "b", "c")]
+
+
+def test_a_live_worker_that_lists_a_task_runs_it() -> None:
+    peers = Peers("me")
+    seen(peers, "w1", 1000, "a")
+    assert peers.runs("a", [], 1000)
+    assert not peers.runs("b", [], 1000)
+    assert not peers.runs("a", [], 1000 + LIVE_MS)
+
+
+def test_a_start_that_is_newer_than_its_workers_snapshot_still_runs() -> None:
+    peers = Peers("me")
+    seen(peers, "w1", 1000)
+    assert peers.runs("a", [Start("w1", 1, 1500)], 2000)
+    seen(peers, "w1", 2000)  # now it would be listed
+    assert not peers.runs("a", [Start("w1", 1, 1500)], 2000)
+
+
+def test_a_worker_that_said_goodbye_runs_nothing() -> None:
+    peers = Peers("me")
+    seen(peers, "w1", 1000, "a")
+    peers.observe("w1", None, 1100)
+    assert not peers.runs("a", [Start("w1", 1, 900)], 1200)
+    assert 0 == peers.live(1200)
+
+
+def test_this_worker_is_no_peer_of_its_own() -> None:
+    peers = Peers("me")
+    seen(peers, "me", 1000, "a")
+    assert not peers.runs("a", [Start("me", 1, 900)], 1000)
+
+
+def test_every_worker_that_started_a_task_and_is_gone_counts_once_however_often_it_tried() -> None:
+    peers = Peers("me")
+    seen(peers, "alive", 1000)
+    starts = [Start("w1", 1, 1), Start("w1", 2, 2), Start("w2", 3, 3), Start("alive", 4, 4), Start("me", 5, 5)]
+    assert 2 == peers.crashes(starts, 1000)
+    assert 3 == peers.crashes(starts, 1000 + LIVE_MS)
