@@ -20,9 +20,10 @@ from agents.cache import CacheFollower
 from agents.control import ControlApp, new_control_app
 from agents.dispatch import DispatchLoop
 from agents.faust_app import new_app
-from agents.finished import FinishedFollower
+from agents.history import History
 from agents.intake import LaneIntake
 from agents.metrics import WorkerMetrics
+from agents.retries import RetryIntake
 from agents.snapshots import Snapshots, process_identity
 from agents.transport import App
 from schemas.progress import WorkerSnapshot
@@ -136,15 +137,16 @@ class Worker:
         )
         describer = self._describer = Describer(dispatcher)
         self._backends: dict[str, Backend] = {row.name: OpenAIBackend(row) for row in self._settings.backends}
-        self._finished = FinishedFollower(self._kafka, client_id=client_id)
+        self._history = History(self._kafka, client_id=client_id, worker=self.id)
         self._dispatch = DispatchLoop(
             dispatcher,
             self._backends,
             self._producer,
-            self._finished.index,
+            self._history,
             self._names,
             worker=self.id,
             metrics=self._metrics,
+            after_let_go=self._snapshots.send,
             on_finished=lambda lane: describer.finished(lane, now_s=monotonic_s()),
             on_backend_down=lambda name: self._down[name].set(),
             on_fatal=self._fail,
@@ -152,7 +154,17 @@ class Worker:
         cache = self._settings.cache
         index = CacheIndex(cache.max_entries, cache.max_bytes, self._kafka.partitions)
         self._cache_follower = CacheFollower(self._kafka, self._cache, index, client_id=client_id)
+        self._history.on_outcome = self._dispatch.ended
         self._intakes = [self._new_intake(lane) for lane in Lane]
+        self._retries = RetryIntake(
+            self._kafka,
+            clock=self._clock,
+            receiver=self._dispatch,
+            past=self._history,
+            metrics=self._metrics,
+            client_id=client_id,
+            session_s=self._session_s,
+        )
         self._control: ControlApp = new_control_app(
             self._kafka, index, datadir=self._datadir, session_s=self._session_s
         )
@@ -174,7 +186,7 @@ class Worker:
             self._names.requests(lane),
             clock=self._clock,
             receiver=self._dispatch,
-            finished=self._finished,
+            past=self._history,
             metrics=self._metrics,
         )
 
@@ -184,7 +196,8 @@ class Worker:
 
     async def _start(self) -> None:
         self._serve_metrics()
-        self._watch(self._finished.run(), "results reader")
+        self._watch(self._history.run(), "log reader")
+        self._watch(self._retries.run(), "retry intake")
         self._watch(self._cache_follower.run(), "cache reader")
         for name, backend in self._backends.items():
             self._watch(self._probe(name, backend), f"probe of {name}")
@@ -202,8 +215,8 @@ class Worker:
         """Ready means: in every lane's group, with the results log read for the partitions that fell to this worker."""
         for intake in self._intakes:
             await intake.joined.wait()
-            while missing := [p for p in intake.partitions if not self._finished.is_caught_up(intake.lane, p)]:
-                await self._finished.caught_up(intake.lane, missing[0])
+            while missing := [p for p in intake.partitions if not self._history.is_caught_up(intake.topic, p)]:
+                await self._history.caught_up(intake.topic, missing[0])
         # What was imported and set up stays: a full collection that looks through it all holds the loop for 50 to 100 ms.
         gc.collect()
         gc.freeze()
@@ -233,13 +246,14 @@ class Worker:
         log.info(
             "draining", worker=self.id, running=len(self._dispatch.dispatcher.running), for_at_most_s=self._drain_s
         )
-        for intake in self._intakes:
+        intakes: list[LaneIntake | RetryIntake] = [*self._intakes, self._retries]
+        for intake in intakes:
             intake.close()
             self._dispatch.withdraw(intake, running=False)
         drained = await self._dispatch.drain(self._drain_s)
         log.info("drained" if drained else "drain time is up; what still runs goes to the next worker", worker=self.id)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop_apps(), _STOP_APPS_S)
+            await asyncio.wait_for(asyncio.gather(self._stop_apps(), self._retries.stop()), _STOP_APPS_S)
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -315,6 +329,8 @@ class Worker:
         while True:
             await asyncio.sleep(_TICK_S)
             self._measure()
+            if self._dispatch is not None:
+                self._dispatch.reconsider()
             await self._snapshots.tick()
 
     def _measure(self) -> None:
@@ -353,7 +369,7 @@ class Worker:
         return replace(
             bare,
             lanes=self._describer.lanes(now_s=now_s),
-            in_flight=[task.task_id for task in self._describer.dispatcher.running],
+            in_flight=self._dispatch.in_flight if self._dispatch is not None else [],
             fetched_through={
                 f"{intake.topic}/{partition}": offset
                 for intake in self._intakes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agents.intake import Delivery
+from agents.delivery import Delivery
 from agents.metrics import WorkerMetrics
 from schemas import headers as names
 from schemas.result import Result
@@ -21,21 +21,20 @@ class DeadLetters:
 
         Raises: ProducerClosed.
         """
-        message = delivery.message
         ours = self._headers(delivery, result, attempts, deadline_ms)
-        headers = [*delivery.headers, *ours]
-        value: bytes | None = message.value
+        headers = [*names.own(delivery.headers), *ours]
+        value = delivery.value
         if value is not None and len(value) > MAX_RECORD_BYTES:
             headers.append((names.VALUE_BYTES, str(len(value)).encode()))
             value = None
-        if message.key is None and value is None:
+        if delivery.key is None and value is None:
             value = b""  # aiokafka refuses a record that has neither
         topic, partition = self._topics.dead_letters, delivery.partition
         try:
-            await self._producer.write(topic, partition, key=message.key, value=value, headers=headers)
+            await self._producer.write(topic, partition, key=delivery.key, value=value, headers=headers)
         except RecordTooLarge:
             # Key and headers of the request, which compression can hide from the lane topic's limit, are too large themselves.
-            size = (names.VALUE_BYTES, str(len(message.value or b"")).encode())
+            size = (names.VALUE_BYTES, str(len(delivery.value or b"")).encode())
             await self._producer.write(topic, partition, key=None, value=b"", headers=[*ours, size])
         error = result.error
         self._metrics.dead_letters.labels(error.type.value if error else "").inc()
@@ -43,20 +42,20 @@ class DeadLetters:
     def _headers(
         self, delivery: Delivery, result: Result, attempts: int, deadline_ms: int | None
     ) -> list[tuple[str, bytes]]:
-        source, error = delivery.source, result.error
+        record, error = delivery.record, result.error
         kind, detail = (error.type.value, error.detail) if error else ("", "")
         rows = {
             names.TASK_ID: result.task_id,
-            names.LANE: delivery.intake.lane.value,
+            names.LANE: delivery.lane.value,
             names.ATTEMPTS: attempts,
             names.DEADLINE_MS: deadline_ms,
             names.APPENDED_MS: delivery.appended_ms,
-            names.SOURCE: source,
+            names.SOURCE: delivery.source,
             names.ERROR_TYPE: kind,
-            names.DLQ_TOPIC: source.topic,
-            names.DLQ_PARTITION: source.partition,
-            names.DLQ_OFFSET: source.offset,
-            names.DLQ_GROUP: self._topics.group(delivery.intake.lane.value),
+            names.DLQ_TOPIC: record.topic,
+            names.DLQ_PARTITION: record.partition,
+            names.DLQ_OFFSET: record.offset,
+            names.DLQ_GROUP: delivery.group,
             names.DLQ_DELIVERY_COUNT: max(attempts, 1),
             names.DLQ_MESSAGE: detail,
         }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from aiokafka.errors import ProducerClosed
 
+from agents import retries
 from agents.deadletters import DeadLetters
-from agents.intake import Delivery, LaneIntake
+from agents.delivery import Delivery, Owner
+from agents.history import History
 from agents.metrics import WorkerMetrics
 from schemas import headers
 from schemas.cache import CacheEntry
@@ -21,9 +23,8 @@ from schemas.result import ErrorType, Outcome, Result, ResultError
 from schemas.topics import Lane, TopicNames
 from streams import outcome
 from streams.deadlines import LONGEST_MS
-from streams.dispatcher import Abort, Batch, Dispatcher, Effect, Finish, Send
+from streams.dispatcher import Batch, Dispatcher, Drop, Effect, Finish, HandOver, Send
 from streams.errors import BackendError, BackendProtocolError, ServingError
-from streams.outcome import FinishedIndex
 from streams.ports import Backend, Call
 from streams.task import Task, TaskKey
 from wire.clock import monotonic_s
@@ -31,6 +32,7 @@ from wire.logs import get_logger
 from wire.producing import DurableProducer, RecordTooLarge
 
 _AFTER_DEADLINE_S = 1.0
+_GRACE_S = 1.0
 
 log = get_logger(__name__)
 
@@ -53,21 +55,23 @@ class DispatchLoop:
         dispatcher: Dispatcher,
         backends: Mapping[str, Backend],
         producer: DurableProducer,
-        index: FinishedIndex,
+        history: History,
         names: TopicNames,
         *,
         worker: str,
         metrics: WorkerMetrics,
+        after_let_go: Callable[[], Awaitable[None]],
         on_finished: Callable[[Lane], None] = lambda _lane: None,
         on_backend_down: Callable[[str], None] = lambda _name: None,
         on_fatal: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         self.dispatcher = dispatcher
-        self._backends, self._producer, self._index, self._names = backends, producer, index, names
+        self._backends, self._producer, self._history, self._names = backends, producer, history, names
         self._worker, self._metrics, self._on_backend_down = worker, metrics, on_backend_down
         self._on_finished, self._on_fatal = on_finished, on_fatal
         self._dead_letters = DeadLetters(producer, names, metrics)
         self._finishing: dict[TaskKey, Task] = {}
+        self._after_let_go = after_let_go
         self._calls: dict[TaskKey, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -77,12 +81,41 @@ class DispatchLoop:
     # What the intake gives (Receiver)
 
     def accept(self, task: Task) -> None:
-        """Take a task from the intake."""
+        """Take a task from an intake."""
         finishing = self._finishing.get(task.key)
         if finishing is not None:
             finishing.deliveries.extend(task.deliveries)
             return
-        self._perform(self.dispatcher.accept(task, now_s=monotonic_s()))
+        starts = self._history.starts.of(task.key, after_attempt=task.attempts)
+        elsewhere = False
+        now_s = monotonic_s()
+        if starts and not self.dispatcher.holds(task.key):
+            now_ms = self.dispatcher.clock.ms(now_s)
+            task.attempts = max(start.attempt for start in starts)
+            task.crashes = self._history.peers.crashes(starts, now_ms)
+            elsewhere = self._history.peers.runs(task.task_id, starts, now_ms)
+            task.not_before_s = now_s + _GRACE_S
+        self._perform(self.dispatcher.accept(task, now_s=now_s, elsewhere=elsewhere))
+        self.kick()
+
+    def ended(self, key: TaskKey) -> None:
+        """A terminal record of a task is in the log, written by whomever: what is held of it is let go of."""
+        if key not in self._finishing and self.dispatcher.holds(key):
+            self._perform(self.dispatcher.cancel(key))
+            self.kick()
+
+    def reconsider(self) -> None:
+        """Called each second: queue what another worker no longer runs, a second after it was last seen to."""
+        now_s = monotonic_s()
+        now_ms = self.dispatcher.clock.ms(now_s)
+
+        def still(task: Task) -> bool:
+            if self._history.peers.runs(task.task_id, self._history.starts.of(task.key), now_ms):
+                # Its worker's last word and its result come by two logs: the result may be a moment behind.
+                task.not_before_s = now_s + _GRACE_S
+            return now_s < task.not_before_s
+
+        self.dispatcher.reconsider(still)
         self.kick()
 
     def reject(self, delivery: Delivery, error: DecodeError, task_id: str) -> None:
@@ -95,18 +128,37 @@ class DispatchLoop:
     def waiting(self, lane: Lane) -> int:
         return self.dispatcher.waiting(lane)
 
-    def withdraw(self, intake: LaneIntake, *, running: bool) -> None:
-        """Let go of a lane's deliveries: of tasks that wait, or (`running`) of all."""
+    def withdraw(self, owner: Owner, *, running: bool) -> None:
+        """Let go of an intake's deliveries: of tasks that wait, or (`running`) of all."""
 
         def keep(delivery: object) -> bool:
-            return not isinstance(delivery, Delivery) or delivery.intake is not intake
+            return not isinstance(delivery, Delivery) or delivery.owner is not owner
 
         self.dispatcher.withdraw(keep, running=running)
 
-    def running_of(self, intake: LaneIntake) -> int:
-        """Return how many tasks of a lane run or wait for their result to be durable."""
+    async def let_go(self, owner: Owner, timeout_s: float) -> None:
+        """Wait until an intake's running tasks have ended, no longer than that; then tell the next owner what still runs."""
+        deadline_s = monotonic_s() + timeout_s
+        while self._runs_for(owner) and (left_s := deadline_s - monotonic_s()) > 0:
+            self._settled.clear()
+            try:
+                await asyncio.wait_for(self._settled.wait(), left_s)
+            except TimeoutError:
+                break
+        if self._runs_for(owner):
+            try:
+                await self._after_let_go()
+            except Exception as error:  # noqa: BLE001 - then the next owner runs again what runs here: work, not an outcome
+                log.warning("snapshot not sent on revoke", error=type(error).__name__)
+
+    def _runs_for(self, owner: Owner) -> bool:
         tasks = [*self.dispatcher.running, *self._finishing.values()]
-        return sum(any(isinstance(d, Delivery) and d.intake is intake for d in task.deliveries) for task in tasks)
+        return any(isinstance(d, Delivery) and d.owner is owner for task in tasks for d in task.deliveries)
+
+    @property
+    def in_flight(self) -> list[str]:
+        """Return the ids of tasks that run here, or whose outcome is being written."""
+        return [task.task_id for task in (*self.dispatcher.running, *self._finishing.values())]
 
     # The loop
 
@@ -139,11 +191,16 @@ class DispatchLoop:
             elif isinstance(effect, Finish):
                 self._finishing[effect.task.key] = effect.task
                 self._spawn(self._finish(effect))
+            elif isinstance(effect, HandOver):
+                self._finishing[effect.task.key] = effect.task
+                self._spawn(self._hand_over(effect))
+            elif isinstance(effect, Drop):
+                self._acknowledge(effect.task)
             else:
-                self._abort(effect)
+                self._abort(effect.task)
 
-    def _abort(self, effect: Abort) -> None:
-        call = self._calls.pop(effect.task.key, None)
+    def _abort(self, task: Task) -> None:
+        call = self._calls.pop(task.key, None)
         if call is not None:
             call.cancel()
 
@@ -192,9 +249,11 @@ class DispatchLoop:
             del self._calls[task.key]
         self.kick()
         for effect in effects:
-            if isinstance(effect, Finish):
+            if isinstance(effect, Finish):  # most calls end so, and it needs no task of its own
                 self._finishing[task.key] = task
                 await self._finish(effect)
+            else:
+                self._perform([effect])
 
     def _failed(self, batch: Batch, task: Task, error: ServingError) -> list[Effect]:
         log.info(
@@ -209,6 +268,8 @@ class DispatchLoop:
         effects = self.dispatcher.failed(task, error, now_s=monotonic_s())
         if was_up and not self.dispatcher.backends[batch.backend].up:
             self._on_backend_down(batch.backend)
+        if not effects and self.dispatcher.holds(task.key):
+            self._metrics.retries.labels("in_place").inc()
         return effects
 
     # The end of a task
@@ -223,13 +284,40 @@ class DispatchLoop:
         except Exception as error:  # noqa: BLE001 - an outcome that cannot be written (nested too deeply) must not hold its partition
             log.error("result not writable", task_id=task.task_id, error=type(error).__name__)
             result = await self._write(task, self._unwritable(task), None)
-        self._index.observe(task.task_id, task.source, result.outcome)
+        self._history.index.observe(task.task_id, task.source, result.outcome)
+        self._acknowledge(task)
+        self._count(task, result)
+        self._remember(task, result, effect.cacheable)
+
+    async def _hand_over(self, effect: HandOver) -> None:
+        """Make a retry record durable, then acknowledge the task's deliveries: from here on the retry topic has it."""
+        task, origin = effect.task, effect.task.origin
+        assert isinstance(origin, Delivery)
+        try:
+            await self._producer.write(
+                self._names.retry(effect.tier),
+                task.source.partition,
+                key=origin.key,
+                value=origin.value,
+                headers=retries.headers_of(effect, origin),
+            )
+        except ProducerClosed:
+            return  # not acknowledged: delivered again to whoever comes next
+        except Exception as error:  # noqa: BLE001 - what cannot be handed over ends here, with an outcome
+            log.error("retry not writable", task_id=task.task_id, error=type(error).__name__)
+            await self._finish(Finish(task, self._unwritable(task)))
+            return
+        reason = "parked" if effect.error is None else effect.error.type.value
+        log.info("handed over", task_id=task.task_id, tier=effect.tier.value, reason=reason, attempt=task.attempts)
+        self._metrics.retries.labels(effect.tier.value).inc()
+        self._acknowledge(task)
+
+    def _acknowledge(self, task: Task) -> None:
+        """Complete every delivery of a task, those that came meanwhile included."""
         self._finishing.pop(task.key, None)
         for delivery in task.deliveries:
             assert isinstance(delivery, Delivery)
             delivery.complete()
-        self._count(task, result)
-        self._remember(task, result, effect.cacheable)
         self._settled.set()
 
     def _unwritable(self, task: Task) -> Result:
@@ -276,15 +364,13 @@ class DispatchLoop:
         result = outcome.rejected(
             task_id,
             error.tenant or DEFAULT_TENANT,
-            delivery.intake.lane,
+            delivery.lane,
             delivery.source,
             ResultError(error.type, error.detail),
             appended_ms=delivery.appended_ms,
             now_ms=now_ms,
         )
-        log.info(
-            "request rejected", lane=delivery.intake.lane.value, reason=error.type.value, source=str(delivery.source)
-        )
+        log.info("request rejected", lane=delivery.lane.value, reason=error.type.value, source=str(delivery.source))
         try:
             # What no deadline could be read from has the longest.
             due_ms = delivery.appended_ms + LONGEST_MS
@@ -298,10 +384,10 @@ class DispatchLoop:
             )
         except ProducerClosed:
             return
-        self._index.observe(task_id, delivery.source, result.outcome)
+        self._history.index.observe(task_id, delivery.source, result.outcome)
         delivery.complete()
-        self._metrics.results[delivery.intake.lane, result.outcome].inc()
-        self._on_finished(delivery.intake.lane)
+        self._metrics.results[delivery.lane, result.outcome].inc()
+        self._on_finished(delivery.lane)
 
     def _count(self, task: Task, result: Result) -> None:
         metrics = self._metrics

@@ -8,17 +8,16 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from faust.types import TP
 
+from agents.delivery import Delivery, Owner
 from agents.metrics import WorkerMetrics
 from agents.transport import App
 from schemas.codec import DecodeError, decode_request
-from schemas.headers import Headers
 from schemas.ids import made_id
-from schemas.request import DEFAULT_TENANT, CachePolicy
+from schemas.request import DEFAULT_TENANT, CachePolicy, InferenceTask
 from schemas.result import ErrorType, Source
 from schemas.topics import Lane
 from streams.acks import InOrderAcks
@@ -40,51 +39,53 @@ _NO_GENERATION = -1
 log = get_logger(__name__)
 
 
-@dataclass(slots=True, eq=False)
-class Delivery:
-    """One delivery of a lane record, to be completed once its task's outcome is durable."""
-
-    intake: LaneIntake
-    partition: int
-    offset: int
-    generation: int
-    message: Any
-
-    @property
-    def headers(self) -> Headers:
-        return self.message.headers or ()
-
-    @property
-    def source(self) -> Source:
-        return Source(self.message.topic, self.partition, self.offset)
-
-    @property
-    def appended_ms(self) -> int:
-        return int(self.message.timestamp * 1000 + 0.5)
-
-    def complete(self) -> None:
-        self.intake.complete(self)
-
-
 class Receiver(Protocol):
-    """Who takes what the intake read: the dispatch loop."""
+    """Who takes what was read: the dispatch loop."""
 
     def accept(self, task: Task) -> None: ...
     def reject(self, delivery: Delivery, error: DecodeError, task_id: str) -> None: ...
     def is_held(self, key: TaskKey) -> bool: ...
     def waiting(self, lane: Lane) -> int: ...
-    def withdraw(self, intake: LaneIntake, *, running: bool) -> None: ...
-    def running_of(self, intake: LaneIntake) -> int: ...
+    def withdraw(self, owner: Owner, *, running: bool) -> None: ...
+    async def let_go(self, owner: Owner, timeout_s: float) -> None: ...
 
 
-class Finished(Protocol):
-    """What is known of tasks that have an outcome already."""
+class Past(Protocol):
+    """What the logs say of tasks and of the partitions that were read."""
 
-    def is_caught_up(self, lane: Lane, partition: int) -> bool: ...
-    async def caught_up(self, lane: Lane, partition: int) -> None: ...
-    def is_finished(self, task_id: str, partition: int) -> bool: ...
-    def follow(self, lane: Lane, partitions: Iterable[int]) -> None: ...
+    def is_caught_up(self, topic: str, partition: int) -> bool: ...
+    async def caught_up(self, topic: str, partition: int) -> None: ...
+    def is_finished(self, key: TaskKey) -> bool: ...
+    def follow(self, topic: str, partitions: Iterable[int]) -> None: ...
     def committed(self, topic: str, partition: int, offset: int) -> None: ...
+
+
+def new_task(delivery: Delivery, request: InferenceTask, task_id: str, due_ms: int, clock: BrokerClock) -> Task:
+    """Return the task of a request that was taken in now; `due_ms` is its deadline in broker time."""
+    now_s = monotonic_s()
+    parameters = effective_parameters(request)
+    max_tokens = parameters["max_tokens"]
+    task = Task(
+        task_id=task_id,
+        lane=delivery.lane,
+        tenant=request.tenant or DEFAULT_TENANT,
+        request=request,
+        sources=[delivery.source],
+        deliveries=[delivery],
+        origin=delivery,
+        headers=delivery.headers,
+        appended_ms=delivery.appended_ms,
+        deadline_ms=due_ms,
+        accepted_ms=clock.ms(now_s),
+        accepted_s=now_s,
+        deadline_s=clock.monotonic_s(due_ms, now_s=now_s),
+        cost_tokens=cost_tokens(request.messages, max_tokens if isinstance(max_tokens, int) else 0),
+        parameters=parameters,
+        cache=request.cache or CachePolicy(),
+    )
+    if task.fills_cache:
+        task.fingerprint = fingerprint_of(request, parameters)
+    return task
 
 
 class LaneIntake:
@@ -98,11 +99,11 @@ class LaneIntake:
         *,
         clock: BrokerClock,
         receiver: Receiver,
-        finished: Finished,
+        past: Past,
         metrics: WorkerMetrics,
     ) -> None:
         self.lane, self.app, self.topic = lane, app, topic
-        self._clock, self._receiver, self._finished, self._metrics = clock, receiver, finished, metrics
+        self._clock, self._receiver, self._past, self._metrics = clock, receiver, past, metrics
         self._acks: dict[int, InOrderAcks[Any]] = defaultdict(InOrderAcks)
         self._generation = _NO_GENERATION
         self._changed = asyncio.Event()
@@ -126,11 +127,23 @@ class LaneIntake:
         generation = message.generation_id
         if self.is_closed or generation != self._generation or generation != self.app.consumer_generation_id:
             return  # not acknowledged: the partition's next owner gets it
-        delivery = Delivery(self, message.partition, message.offset, generation, message)
+        source = Source(message.topic, message.partition, message.offset)
+        delivery = Delivery(
+            owner=self,
+            group=self.app.conf.id,
+            lane=self.lane,
+            record=source,
+            source=source,
+            generation=generation,
+            key=message.key,
+            value=message.value,
+            headers=message.headers or (),
+            appended_ms=int(message.timestamp * 1000 + 0.5),
+        )
         self._acks[message.partition].add(message.offset, event)
         self.fetched_through[message.partition] = message.offset
-        if not self._finished.is_caught_up(self.lane, message.partition):
-            await self._finished.caught_up(self.lane, message.partition)
+        if not self._past.is_caught_up(self.topic, message.partition):
+            await self._past.caught_up(self.topic, message.partition)
             if generation != self._generation:
                 return
         try:
@@ -143,10 +156,10 @@ class LaneIntake:
 
     def _take(self, delivery: Delivery) -> None:
         """Decode a record and hand it over; what cannot be read is rejected, what has an outcome is completed."""
-        message, source = delivery.message, delivery.source
+        source = delivery.source
         task_id = made_id(self.lane, source.partition, source.offset)
         try:
-            request = decode_request(message.value)
+            request = decode_request(delivery.value)
             task_id = request.task_id or task_id
             due_ms = deadline_ms(request, delivery.appended_ms)
         except DecodeError as error:
@@ -156,7 +169,7 @@ class LaneIntake:
             self._reject(delivery, DecodeError(error.type, error.detail, tenant=request.tenant), task_id)
             return
         key = (task_id, source.partition)
-        if self._finished.is_finished(*key):
+        if self._past.is_finished(key):
             self._metrics.redelivered[self.lane].inc()
             delivery.complete()
             return
@@ -164,34 +177,11 @@ class LaneIntake:
             self._metrics.redelivered[self.lane].inc()
         else:
             self._metrics.accepted[self.lane].inc()
-        now_s = monotonic_s()
-        parameters = effective_parameters(request)
-        max_tokens = parameters["max_tokens"]
-        task = Task(
-            task_id=task_id,
-            lane=self.lane,
-            tenant=request.tenant or DEFAULT_TENANT,
-            request=request,
-            sources=[source],
-            deliveries=[delivery],
-            origin=delivery,
-            headers=delivery.headers,
-            appended_ms=delivery.appended_ms,
-            deadline_ms=due_ms,
-            accepted_ms=self._clock.ms(now_s),
-            accepted_s=now_s,
-            deadline_s=self._clock.monotonic_s(due_ms, now_s=now_s),
-            cost_tokens=cost_tokens(request.messages, max_tokens if isinstance(max_tokens, int) else 0),
-            parameters=parameters,
-            cache=request.cache or CachePolicy(),
-        )
-        if task.fills_cache:
-            task.fingerprint = fingerprint_of(request, parameters)
-        self._receiver.accept(task)
+        self._receiver.accept(new_task(delivery, request, task_id, due_ms, self._clock))
 
     def _reject(self, delivery: Delivery, error: DecodeError, task_id: str) -> None:
         self._metrics.rejected.labels(error.type.value).inc()
-        if self._finished.is_finished(task_id, delivery.partition):
+        if self._past.is_finished((task_id, delivery.partition)):
             delivery.complete()
         else:
             self._receiver.reject(delivery, error, task_id)
@@ -226,13 +216,7 @@ class LaneIntake:
 
     async def revoking(self, partitions: set[TP]) -> None:
         self._receiver.withdraw(self, running=False)
-        deadline_s = monotonic_s() + REVOKE_DRAIN_S
-        while self._receiver.running_of(self) and (left_s := deadline_s - monotonic_s()) > 0:
-            self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), left_s)
-            except TimeoutError:
-                break
+        await self._receiver.let_go(self, REVOKE_DRAIN_S)
         # What is acknowledged by now is committed next; an acknowledgement after that would be committed for a generation that is over.
         self._generation = _NO_GENERATION
 
@@ -245,12 +229,12 @@ class LaneIntake:
         self._metrics.rebalances[self.lane].inc()
         log.info("partitions assigned", lane=self.lane.value, partitions=sorted(self.partitions), generation=generation)
         self.wake()
-        self._finished.follow(self.lane, self.partitions)
+        self._past.follow(self.topic, self.partitions)
         self.joined.set()
 
     def committed(self, offsets: Mapping[TP, int]) -> None:
         for tp, offset in offsets.items():
-            self._finished.committed(tp.topic, tp.partition, offset)
+            self._past.committed(tp.topic, tp.partition, offset)
 
     def __repr__(self) -> str:
         return f"LaneIntake({self.lane.value}, generation={self._generation}, partitions={sorted(self.partitions)})"

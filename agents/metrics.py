@@ -53,6 +53,7 @@ class WorkerMetrics:
         self.rebalances = {lane: rebalances.labels(lane.value) for lane in Lane}
         self.cache_hits, self.cache_misses = lookups.labels("hit"), lookups.labels("miss")
         self.rejected = counter("triage_rejected", "Records refused before queueing.", "reason")
+        self.retries = counter("triage_retries", "Tries after a failure: in place, or the retry topic gone to.", "tier")
         self.dead_letters = counter("triage_dead_letters", "Records written to the dead-letter topic.", "reason")
         self.inference_s = Histogram(
             "triage_inference_seconds", "Model call.", ["model", "backend"], buckets=_WAIT_BUCKETS_S, registry=registry

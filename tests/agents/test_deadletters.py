@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from agents.deadletters import DeadLetters
-from agents.intake import Delivery
+from agents.delivery import Delivery
 from agents.metrics import WorkerMetrics
 from schemas.result import ErrorType, ResultError, Source
 from schemas.topics import Lane, TopicNames
@@ -32,8 +31,8 @@ class Producer:
 
 
 def delivery(key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]) -> Delivery:
-    message = SimpleNamespace(key=key, value=value, headers=headers, topic="triage.requests.low", timestamp=1.0)
-    return Delivery(cast(Any, SimpleNamespace(lane=Lane.LOW)), 3, 7, 1, message)
+    source = Source("triage.requests.low", 3, 7)
+    return Delivery(cast(Any, None), "triage-low", Lane.LOW, source, source, 1, key, value, headers, 1000)
 
 
 @pytest.mark.parametrize("key", [None, b"k"])
