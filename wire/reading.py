@@ -24,7 +24,7 @@ Record: TypeAlias = Any
 """A record as aiokafka gives it: topic, partition, offset, timestamp (broker ms), key, value, headers."""
 Offsets: TypeAlias = Mapping[TopicPartition, int]
 
-CONNECT_S = 4.0
+CONNECT_S = 3.5
 # Asked for an end, a client answers only when its long poll is over.
 _SHORT_POLL = {"fetch_max_wait_ms": 20}
 _POLL_MS = 250
@@ -65,7 +65,10 @@ class LogReader:
 
     async def read(self, starts: Offsets, ends: Offsets) -> AsyncIterator[Record]:
         """Yield the records from `starts` (or the oldest kept) up to and without `ends`, in offset order per partition."""
-        left = self._seek({tp: offset for tp, offset in starts.items() if offset < ends[tp]})
+        wanted = {tp: offset for tp, offset in starts.items() if offset < ends[tp]}
+        if not wanted:  # aiokafka's fetcher, once it was given nothing to read, swallows the cancel of its end
+            return
+        left = self._seek(wanted)
         silent_s = 0.0
         while left and silent_s < _SILENT_S:
             fetched = await self._consumer.getmany(timeout_ms=_POLL_MS)
@@ -111,7 +114,7 @@ async def committed_offsets(
 
 @contextlib.asynccontextmanager
 async def log_reader(kafka: KafkaSettings, *, client_id: str) -> AsyncIterator[LogReader]:
-    """Give a connected reader; brokers that are away for 4 s, or go away meanwhile, come out as BrokersUnreachable.
+    """Give a connected reader; brokers that are away for 3.5 s, or go away meanwhile, come out as BrokersUnreachable.
 
     Raises: BrokersUnreachable, CredentialsUnusable.
     """
