@@ -35,6 +35,7 @@ from streams.fleet import Fleet
 from streams.ports import Backend
 from streams.settings import Settings
 from streams.snapshot import Describer
+from streams.watchdog import STUCK_AFTER_S
 from wire import topics
 from wire.clock import monotonic_s
 from wire.connection import wait_for_brokers
@@ -196,6 +197,7 @@ class Worker:
 
     async def _start(self) -> None:
         self._serve_metrics()
+        self._watch(self._tick(), "ticker")  # from here on it is heard of, also while it joins its groups
         self._watch(self._history.run(), "log reader")
         self._watch(self._retries.run(), "retry intake")
         self._watch(self._cache_follower.run(), "cache reader")
@@ -208,7 +210,6 @@ class Worker:
         await asyncio.gather(*(app.maybe_start() for app in self._apps))
         for app in self._apps:
             self._watch(app.wait_until_stopped(), f"app {app.conf.id}")
-        self._watch(self._tick(), "ticker")
         self._watch(self._follow_fleet(), "GPU reader")
 
     async def _say_when_ready(self, ready: asyncio.Event | None) -> None:
@@ -329,6 +330,7 @@ class Worker:
         while True:
             await asyncio.sleep(_TICK_S)
             self._measure()
+            self._judge_progress()
             if self._dispatch is not None:
                 self._dispatch.reconsider()
             await self._snapshots.tick()
@@ -351,6 +353,16 @@ class Worker:
                     metrics.gpu_pressure.remove(gpu)
             else:
                 metrics.gpu_pressure.labels(gpu).set(int(level))
+
+    def _judge_progress(self) -> None:
+        """End the process when a lane's reading stands still: its supervisor starts it again, and other workers take over meanwhile."""
+        now_s = monotonic_s()
+        for intake in self._intakes:
+            stuck = intake.watchdog.look(intake.reading(), now_s=now_s)
+            if stuck is not None:
+                self._fail(
+                    f"partition {stuck} of {intake.topic} has stood still for {STUCK_AFTER_S:g} s with records to read"
+                )
 
     def _appended(self, appended_ms: int) -> None:
         self._clock.observe(appended_ms, now_s=monotonic_s())

@@ -26,6 +26,7 @@ from streams.cost import cost_tokens
 from streams.deadlines import deadline_ms
 from streams.errors import RequestError
 from streams.task import Task, TaskKey, effective_parameters, fingerprint_of
+from streams.watchdog import Reading, Watchdog
 from wire.clock import monotonic_s
 from wire.logs import get_logger
 
@@ -111,6 +112,7 @@ class LaneIntake:
         self.joined = asyncio.Event()
         self.partitions: set[int] = set()
         self.fetched_through: dict[int, int] = {}
+        self.watchdog = Watchdog()
         app.observer = self
         channel = app.topic(topic, key_serializer="raw", value_serializer="raw", allow_empty=True)
         app.agent(channel, name=f"intake-{lane.value}")(self._consume)
@@ -188,9 +190,8 @@ class LaneIntake:
 
     async def _room(self, partition: int, generation: int) -> None:
         """Wait until the partition's span and the lane's bound leave room: the backlog stays in Kafka."""
-        acks = self._acks[partition]
         while generation == self._generation and not self.is_closed:
-            if acks.span < MOST_SPAN and self._receiver.waiting(self.lane) < MOST_WAITING[self.lane]:
+            if self._has_room(partition):
                 return
             self._changed.clear()
             await self._changed.wait()
@@ -235,6 +236,18 @@ class LaneIntake:
     def committed(self, offsets: Mapping[TP, int]) -> None:
         for tp, offset in offsets.items():
             self._past.committed(tp.topic, tp.partition, offset)
+
+    def reading(self) -> dict[int, Reading]:
+        """Return how far each partition was read, what there is to read, and whether this side is what holds it up."""
+        ends = self.app.read_to_and_ends(self.topic)
+        return {
+            partition: Reading(read_to, end, has_room=self._has_room(partition))
+            for partition, (read_to, end) in ends.items()
+            if self._past.is_caught_up(self.topic, partition)
+        }
+
+    def _has_room(self, partition: int) -> bool:
+        return self._acks[partition].span < MOST_SPAN and self._receiver.waiting(self.lane) < MOST_WAITING[self.lane]
 
     def __repr__(self) -> str:
         return f"LaneIntake({self.lane.value}, generation={self._generation}, partitions={sorted(self.partitions)})"
