@@ -41,6 +41,7 @@ from wire.clock import monotonic_s
 from wire.connection import wait_for_brokers
 from wire.logs import get_logger
 from wire.producing import DurableProducer
+from wire.safety import refuse_unsafe
 
 DEFAULT_METRICS_PORT = 8401
 SESSION_S = 6.0
@@ -99,6 +100,7 @@ class Worker:
         if stop.is_set():
             return
         await self._verify_topics()
+        await refuse_unsafe(self._kafka, self._settings.allow_insecure_dev)
         self._datadir.mkdir(parents=True, exist_ok=True)
         await self._build()
         try:

@@ -54,6 +54,8 @@ _FOREIGN = {
     "wire.connection.BrokersUnreachable": NOT_REACHABLE,
     "wire.connection.CredentialsUnusable": USAGE,
     "wire.topics.TopicsRefused": FAILED,
+    "wire.safety.UnsafeCluster": FAILED,
+    "wire.producing.WriteRefused": FAILED,
     "agents.app.TopicsDiffer": FAILED,
     "agents.app.WorkerCrashed": FAILED,
     "cli.embedded.errors.EmbeddedError": FAILED,

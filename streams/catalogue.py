@@ -10,6 +10,8 @@ from schemas.topics import Topic
 
 # From this many copies on, a write waits for two of them; with two copies in all, one dead broker would stop writes.
 _COPIES_FOR_TWO_IN_SYNC = 3
+# What would delete acknowledged records: by size before their time, or with a replica that was behind.
+_KEPT_WHOLE = {"retention.bytes": "-1", "unclean.leader.election.enable": "false"}
 # More of these than wanted is as good.
 _AT_LEAST = frozenset({"replication", "min.insync.replicas"})
 
@@ -49,7 +51,7 @@ class Difference:
 def wanted_config(topic: Topic, replication: int) -> dict[str, str]:
     """Return the settings that `topic` should have in a cluster that keeps `replication` copies."""
     in_sync = {"min.insync.replicas": "2"} if replication >= _COPIES_FOR_TWO_IN_SYNC else {}
-    return {**topic.config, **in_sync}
+    return {**topic.config, **in_sync, **_KEPT_WHOLE}
 
 
 def differences(wanted: Sequence[Topic], found: Mapping[str, FoundTopic], replication: int) -> list[Difference]:

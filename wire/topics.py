@@ -41,6 +41,14 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class Cluster:
+    """The catalogue's topics as found, and settings of each broker, those that may be read."""
+
+    topics: Mapping[str, FoundTopic]
+    brokers: Mapping[int, Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Described:
     """A topic as found, and the part of its settings that was set on the topic itself."""
 
@@ -55,6 +63,19 @@ async def verify(kafka: KafkaSettings, *, timeout_s: float = 10.0) -> list[Diffe
     """
     async with _admin(kafka, timeout_s) as admin:
         return _compare(kafka, await _describe(admin, {topic.name for topic in _wanted(kafka)}))
+
+
+async def look(kafka: KafkaSettings, *, broker_settings: Sequence[str], timeout_s: float = 10.0) -> Cluster:
+    """Return the topics, and of each broker these settings; a broker that does not let us read them has none.
+
+    Raises: as `verify`.
+    """
+    async with _admin(kafka, timeout_s) as admin:
+        described = await _describe(admin, {topic.name for topic in _wanted(kafka)})
+        return Cluster(
+            {name: each.found for name, each in described.items()},
+            await _describe_brokers(admin, dict.fromkeys(broker_settings)),
+        )
 
 
 async def shape(kafka: KafkaSettings, *, timeout_s: float = 10.0) -> tuple[int, int] | None:
@@ -150,6 +171,18 @@ async def _describe_configs(admin: AIOKafkaAdminClient, names: Iterable[str]) ->
                 for entry in resource["config_entries"]
             }
     return found
+
+
+async def _describe_brokers(admin: AIOKafkaAdminClient, settings: Mapping[str, None]) -> dict[int, dict[str, str]]:
+    numbers = [each["node_id"] for each in (await admin.describe_cluster())["brokers"]]
+    asked = [ConfigResource(ConfigResourceType.BROKER, str(number), settings) for number in numbers]
+    return {
+        int(resource["resource_name"]): {
+            entry["config_names"]: entry["config_value"] for entry in resource["config_entries"]
+        }
+        for answer in await admin.describe_configs(asked)
+        for resource in answer.to_object()["resources"]
+    }
 
 
 async def _create(admin: AIOKafkaAdminClient, topics: Sequence[Topic], replication: int) -> None:
