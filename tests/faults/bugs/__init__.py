@@ -1,0 +1,77 @@
+"""Seeded bugs: each is a switch in a small model of the system, and the checker must call it by its name."""
+
+from __future__ import annotations
+
+from enum import StrEnum, auto
+
+from tests.faults.checker import Anomaly
+
+
+class Bug(StrEnum):
+    """A way to build the system wrongly."""
+
+    ACK_IN_FINALLY = auto()
+    COMMIT_HIGHEST_SEEN = auto()
+    COMMIT_BEFORE_PRODUCE_IS_ACKNOWLEDGED = auto()
+    DRAIN_COMMITS_WHAT_IT_DROPS = auto()
+    WINDOW_LOST_ON_REBALANCE = auto()
+    HEAD_NEVER_ACKNOWLEDGED = auto()
+    ZOMBIE_COMMIT = auto()
+    LAST_WRITER_WINS = auto()
+    ANSWERED_TWICE = auto()
+    EXPIRED_SHOWN_FOR_A_COMPLETED_TASK = auto()
+    TOLD_BEFORE_DURABLE = auto()
+    ACCEPTED_BEFORE_ACK = auto()
+    PROCESSING_FORGOTTEN_BY_A_RESTART = auto()
+    UNKNOWN_WHILE_CATCHING_UP = auto()
+    TENANT_NOT_CHECKED = auto()
+    DEMUX_OFF_BY_ONE = auto()
+    SOURCE_OF_A_BATCH_MATE = auto()
+    RESULT_ON_ANOTHER_PARTITION = auto()
+    RESULT_NOBODY_ASKED_FOR = auto()
+    REPLAY_UNDER_THE_OLD_ID = auto()
+    DEAD_LETTER_AFTER_THE_COMMIT = auto()
+    DEAD_LETTER_AFTER_THE_RESULT = auto()
+    NO_DEAD_LETTER = auto()
+    RETRY_RECORD_DROPPED = auto()
+    QUARANTINE_WITHOUT_OUTCOME = auto()
+    UNREADABLE_SKIPPED = auto()
+    DISPATCH_AFTER_THE_DEADLINE = auto()
+    RUNS_ON_AFTER_THE_DEADLINE = auto()
+    CANCEL_IGNORED_WHILE_RUNNING = auto()
+    MORE_CALLS_THAN_THE_LIMIT = auto()
+
+
+CALLED: dict[Bug, Anomaly] = {
+    Bug.ACK_IN_FINALLY: Anomaly.LOST,
+    Bug.COMMIT_HIGHEST_SEEN: Anomaly.OVERCOMMIT,
+    Bug.COMMIT_BEFORE_PRODUCE_IS_ACKNOWLEDGED: Anomaly.OVERCOMMIT,
+    Bug.DRAIN_COMMITS_WHAT_IT_DROPS: Anomaly.LOST,
+    Bug.WINDOW_LOST_ON_REBALANCE: Anomaly.LOST,
+    Bug.HEAD_NEVER_ACKNOWLEDGED: Anomaly.STUCK,
+    Bug.ZOMBIE_COMMIT: Anomaly.ZOMBIE_WRITE,
+    Bug.LAST_WRITER_WINS: Anomaly.CHANGED,
+    Bug.ANSWERED_TWICE: Anomaly.CHANGED,
+    Bug.EXPIRED_SHOWN_FOR_A_COMPLETED_TASK: Anomaly.CHANGED,
+    Bug.TOLD_BEFORE_DURABLE: Anomaly.EARLY,
+    Bug.ACCEPTED_BEFORE_ACK: Anomaly.EARLY,
+    Bug.PROCESSING_FORGOTTEN_BY_A_RESTART: Anomaly.REGRESS,
+    Bug.UNKNOWN_WHILE_CATCHING_UP: Anomaly.REGRESS,
+    Bug.TENANT_NOT_CHECKED: Anomaly.CROSSED,
+    Bug.DEMUX_OFF_BY_ONE: Anomaly.CROSSED,
+    Bug.SOURCE_OF_A_BATCH_MATE: Anomaly.CROSSED,
+    Bug.RESULT_ON_ANOTHER_PARTITION: Anomaly.PHANTOM,
+    Bug.RESULT_NOBODY_ASKED_FOR: Anomaly.PHANTOM,
+    Bug.REPLAY_UNDER_THE_OLD_ID: Anomaly.PHANTOM,
+    Bug.DEAD_LETTER_AFTER_THE_COMMIT: Anomaly.UNDEAD_LETTERED,
+    Bug.DEAD_LETTER_AFTER_THE_RESULT: Anomaly.UNDEAD_LETTERED,
+    Bug.NO_DEAD_LETTER: Anomaly.UNDEAD_LETTERED,
+    Bug.RETRY_RECORD_DROPPED: Anomaly.LOST,
+    Bug.QUARANTINE_WITHOUT_OUTCOME: Anomaly.LOST,
+    Bug.UNREADABLE_SKIPPED: Anomaly.LOST,
+    Bug.DISPATCH_AFTER_THE_DEADLINE: Anomaly.LATE_DISPATCH,
+    Bug.RUNS_ON_AFTER_THE_DEADLINE: Anomaly.OVERRUN,
+    Bug.CANCEL_IGNORED_WHILE_RUNNING: Anomaly.UNCANCELLED,
+    Bug.MORE_CALLS_THAN_THE_LIMIT: Anomaly.OVERRUN,
+}
+"""The name under which the checker must report each."""
