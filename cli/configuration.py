@@ -44,6 +44,8 @@ class _Layers:
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
+    # Where each table of the file begins.
+    headers: dict[KeyPath, str] = field(default_factory=dict)
 
     def put(self, path: KeyPath, value: object, origin: str) -> None:
         if isinstance(value, dict) and value:
@@ -159,6 +161,7 @@ def _read_file(config: Path | None, layers: _Layers) -> list[str]:
 def _put_from_file(path: KeyPath, value: object, file: Path, lines: Mapping[KeyPath, int], layers: _Layers) -> None:
     line = next((lines[path[:length]] for length in range(len(path), 0, -1) if path[:length] in lines), 1)
     if isinstance(value, dict) and value:
+        layers.headers[path] = f"{file}:{line}"
         for key, inner in value.items():
             _put_from_file((*path, key), inner, file, lines, layers)
         return
@@ -233,6 +236,7 @@ def _fault(kind: str, loc: tuple[int | str, ...], told: str, layers: _Layers) ->
     path = tuple(str(part) for part in loc)
     where, name = layers.origin_of(path), ".".join(path)
     if kind == "extra_forbidden":
+        where = layers.headers.get(path, where)
         return f"{where}: {name} is not a setting{_nearest(path[-1], _names_beside(path))}"
     told = "is missing" if kind == "missing" else _SUBJECT.sub("", told)
     return f"{where}: {name} {told}." if path else f"settings: {told}."

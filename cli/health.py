@@ -44,15 +44,16 @@ def _through_gateway(url: str) -> dict[str, Any]:
 
 
 def _through_kafka(config: Path | None) -> dict[str, Any]:
+    from cli.checks.topics import as_on_this_machine
     from cli.configuration import load, unsafe
     from cli.heard import look
     from cli.parts import picture
-    from cli.topics import _as_on_this_machine
     from wire.logs import configure
 
-    settings = load(config).settings
+    loaded = load(config)
+    settings = loaded.settings
     configure("console", "error")
-    kafka = _as_on_this_machine(config, settings.kafka, _TOPICS_S)
+    kafka = asyncio.run(as_on_this_machine(loaded, _TOPICS_S))
     seen = asyncio.run(look(kafka))
     risks = unsafe(settings) if settings.allow_insecure_dev else None
     return picture(seen, bootstrap=kafka.bootstrap, stale_after_s=settings.gpus.stale_after_s, insecure=risks)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 if TYPE_CHECKING:
+    from cli.configuration import Loaded
     from streams.catalogue import Difference
     from streams.settings import KafkaSettings
 
@@ -29,7 +30,9 @@ def verify(config: Config = None, as_json: Json = False, timeout: Timeout = 10.0
     Example:
       triage topics verify --config triage.toml
     """
-    kafka = _as_on_this_machine(config, _kafka(config), timeout)
+    from cli.checks.topics import as_on_this_machine
+
+    kafka = asyncio.run(as_on_this_machine(_loaded(config), timeout))
     found = _look(kafka, timeout)
     if as_json:
         _print_json(kafka, differences=found)
@@ -48,7 +51,7 @@ def plan(config: Config = None, as_json: Json = False, timeout: Timeout = 10.0) 
     Example:
       triage topics plan --json
     """
-    kafka = _kafka(config)
+    kafka = _loaded(config).settings.kafka
     found = _look(kafka, timeout)
     if as_json:
         _print_json(kafka, differences=found)
@@ -68,7 +71,7 @@ def apply(config: Config = None, as_json: Json = False, timeout: Timeout = 10.0)
     """
     from wire.topics import apply as apply_topics
 
-    kafka = _kafka(config)
+    kafka = _loaded(config).settings.kafka
     applied = asyncio.run(apply_topics(kafka, timeout_s=timeout))
     if as_json:
         _print_json(kafka, done=applied.done, differences=applied.left)
@@ -79,32 +82,13 @@ def apply(config: Config = None, as_json: Json = False, timeout: Timeout = 10.0)
     raise typer.Exit(1 if applied.left else 0)
 
 
-def _kafka(config: Path | None) -> KafkaSettings:
+def _loaded(config: Path | None) -> Loaded:
     from cli.configuration import load
     from wire.logs import configure
 
-    settings = load(config).settings
+    loaded = load(config)
     configure("console", "error")
-    return settings.kafka
-
-
-def _as_on_this_machine(config: Path | None, kafka: KafkaSettings, timeout_s: float) -> KafkaSettings:
-    """Take partitions and replication that nobody set from a cluster on this machine, which is `triage dev`'s: it has 6 and 1.
-
-    Elsewhere the defaults are what a cluster must have.
-    """
-    from cli.configuration import is_loopback, load
-    from wire.topics import shape
-
-    origins = load(config).origins
-    unset = [name for name in ("partitions", "replication") if origins.get(f"kafka.{name}") == "default"]
-    if not unset or not all(map(is_loopback, kafka.bootstrap.split(","))):
-        return kafka
-    found = asyncio.run(shape(kafka, timeout_s=timeout_s))
-    if found is None:
-        return kafka
-    values = dict(zip(("partitions", "replication"), found, strict=True))
-    return kafka.model_copy(update={name: values[name] for name in unset})
+    return loaded
 
 
 def _look(kafka: KafkaSettings, timeout_s: float) -> list[Difference]:

@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 from gateway import places
 from gateway.answers import Answers
 from gateway.ends import Ends
+from gateway.expiry import Expiry
 from gateway.finished import FinishedFile
 from gateway.fleet import GATEWAY_KEY, Fleet
 from gateway.follower import Follower
@@ -125,8 +126,14 @@ class Gateway:
         logs = KafkaLogs(producer, follower, ends, answers, self._clock)
         self._tasks = Tasks(names, partitions, view, self.fleet, logs, self.waiters, random=secrets.token_bytes)
         self.logs = logs
+        expiry = Expiry(names, partitions, view, logs, gateway_id=self.id)
         await self._until(
-            ending, follower.run(), logs.beat(), self._keep_heard(producer), self._say_when_ready(follower)
+            ending,
+            follower.run(),
+            logs.beat(),
+            expiry.run(),
+            self._keep_heard(producer),
+            self._say_when_ready(follower),
         )
 
     async def _until(self, ending: asyncio.Event, *works: Coroutine[Any, Any, None]) -> None:

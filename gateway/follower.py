@@ -215,7 +215,7 @@ class Follower:
             )
             if is_live and task_id is not None:
                 self._kept.put((tp.topic, partition, record.offset), Stored(record.value, record.headers))
-                self._waiters.wake(task_id)
+                self._waiters.wake((task_id, partition))
         view.finished.consumed(partition, records[-1].offset + 1)
 
     def _feed_snapshots(self, tp: TopicPartition, records: Iterable[Any]) -> None:

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Generic, TypeVar
 
 _CHUNK = 1024
 
+_Member = TypeVar("_Member", int, tuple[int, str])
+
 
 @dataclass
-class Ranks:
-    """A sorted multiset of integers, in chunks of about a thousand, so that a backlog of a million is searched in microseconds."""
+class Ranks(Generic[_Member]):
+    """A sorted multiset, in chunks of about a thousand, so that a backlog of a million is searched in microseconds."""
 
-    _chunks: list[list[int]] = field(default_factory=list)
+    _chunks: list[list[_Member]] = field(default_factory=list)
     _count: int = 0
 
     def __len__(self) -> int:
         return self._count
 
     @property
-    def first(self) -> int | None:
+    def first(self) -> _Member | None:
         """Return the smallest member, None when there is none."""
         return self._chunks[0][0] if self._chunks else None
 
-    def add(self, member: int) -> None:
+    def smallest(self, count: int) -> list[_Member]:
+        """Return the first so many members, in order."""
+        return list(islice(chain.from_iterable(self._chunks), count))
+
+    def add(self, member: _Member) -> None:
         self._count += 1
         if not self._chunks:
             self._chunks.append([member])
@@ -34,7 +42,7 @@ class Ranks:
         if len(chunk) > 2 * _CHUNK:
             self._chunks[at : at + 1] = [chunk[:_CHUNK], chunk[_CHUNK:]]
 
-    def remove(self, member: int) -> None:
+    def remove(self, member: _Member) -> None:
         """Take one such member out. Raises: KeyError when there is none."""
         at = self._chunk_of(member)
         chunk = self._chunks[at] if at < len(self._chunks) else []
@@ -46,12 +54,12 @@ class Ranks:
         if not chunk:
             del self._chunks[at]
 
-    def before(self, member: int) -> int:
+    def before(self, member: _Member) -> int:
         """Return how many members are smaller."""
         at = self._chunk_of(member)
         smaller = sum(len(chunk) for chunk in self._chunks[:at])
         return smaller + (bisect_left(self._chunks[at], member) if at < len(self._chunks) else 0)
 
-    def _chunk_of(self, member: int) -> int:
+    def _chunk_of(self, member: _Member) -> int:
         """Return the first chunk that ends at or after `member`."""
         return bisect_left(self._chunks, member, key=lambda chunk: chunk[-1])

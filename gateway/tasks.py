@@ -8,21 +8,20 @@ from typing import Any
 
 from gateway import ids, rendering
 from gateway.callers import Caller
+from gateway.ending import end
 from gateway.finished import Finished
 from gateway.fleet import Fleet
-from gateway.ports import Logs, Stored
+from gateway.ports import Logs
 from gateway.problems import Kind, Problem
-from gateway.records import metadata_of
 from gateway.submission import parsed, submission
 from gateway.view import Unfinished, View
 from gateway.waiters import Waiters
 from schemas import headers as names
-from schemas.codec import encode
 from schemas.headers import Headers
 from schemas.ids import home, is_task_id
-from schemas.result import ErrorType, Outcome, Result, ResultError, Source, Timing
+from schemas.result import Outcome
 from schemas.topics import DAY_MS, Lane, TopicNames
-from streams.outcome import result_headers
+from streams.outcome import cancelled
 from wire.producing import RecordTooLarge
 
 CANCEL_WAIT_S = 2.0
@@ -95,7 +94,7 @@ class Tasks:
         """Return a task's result, waiting for it at most `wait_s`; 202 and the status while it is unfinished."""
         found = await self._found(caller, task_id)
         if isinstance(found, Unfinished) and wait_s > 0:
-            await self._waiters.ended(task_id, wait_s)
+            await self._waiters.ended((task_id, found.partition), wait_s)
             found = await self._found(caller, task_id)
         if isinstance(found, Unfinished):
             return Answer(202, self._unfinished(found))
@@ -173,25 +172,7 @@ class Tasks:
             raise Problem(Kind.TOO_LARGE) from None
 
     async def _write_cancelled(self, entry: Unfinished) -> int:
-        topic = self._topics.requests(entry.lane)
-        request = await self._logs.read(topic, entry.partition, entry.offset) or Stored(None, ())
-        result = Result(
-            task_id=entry.task_id,
-            tenant=entry.tenant,
-            outcome=Outcome.CANCELLED,
-            priority=entry.lane,
-            source=Source(topic, entry.partition, entry.offset),
-            agent_type=entry.agent_type,
-            error=ResultError(ErrorType.CANCELLED, "cancelled by its caller"),
-            attempts=entry.attempts,
-            batch_id=entry.batch_id,
-            timing=Timing(
-                created_at_ms=entry.created_at_ms,
-                dispatched_at_ms=entry.started_at_ms,
-                finished_at_ms=self._logs.now_ms,
-            ),
-            metadata=metadata_of(request.value),
-        )
-        headers = result_headers(result, names.copied(request.headers), None)
-        key = entry.task_id.encode()
-        return await self._append(self._topics.results, entry.partition, key, encode(result), headers)
+        try:
+            return await end(entry, cancelled, self._topics, self._logs)
+        except RecordTooLarge:
+            raise Problem(Kind.TOO_LARGE) from None

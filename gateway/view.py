@@ -34,7 +34,8 @@ _PARTITION_BITS, _OFFSET_BITS = 10, 48
 class Unfinished:
     """A task without an outcome. `offset` is its lane record's; times are broker time, but for `created_at_ms`, the producer's.
 
-    `attempts` 0: not started. `started_at_ms` is the newest start's, None when only its count is known.
+    `attempts` 0: not started. `started_at_ms` is the newest start's, None when only its count is known. `deadline_ms` None: a worker
+    refuses the request, or it is not known.
     """
 
     task_id: str
@@ -47,6 +48,7 @@ class Unfinished:
     agent_type: str | None
     batch_id: str | None
     cost_tokens: int
+    deadline_ms: int | None = None
     attempts: int = 0
     started_at_ms: int | None = None
 
@@ -89,7 +91,9 @@ class View:
         self._lanes = {topics.requests(lane): lane for lane in Lane}
         self._lane_of_source = {name.encode(): lane for name, lane in self._lanes.items()}
         self._unfinished: dict[TaskKey, Unfinished] = {}
-        self._waiting = {lane: Ranks() for lane in Lane}
+        self._waiting: dict[Lane, Ranks[int]] = {lane: Ranks() for lane in Lane}
+        # Per partition, each unfinished task's deadline and id.
+        self._due: list[Ranks[tuple[int, str]]] = [Ranks() for _ in range(partitions)]
         self._in_flight = dict.fromkeys(Lane, 0)
         # Where each lane's partition was read to, and starts of tasks beyond it, by the place of their request.
         self._read_to: dict[tuple[Lane, int], int] = {}
@@ -107,7 +111,7 @@ class View:
         start = self._early.pop((lane, partition, offset), None)
         seen = glance(value)
         task_id = seen.task_id or made_id(lane, partition, offset)
-        self._learn(task_id, partition, lane, offset, appended_ms, seen)
+        self._learn(task_id, partition, lane, offset, appended_ms, seen, seen.deadline_ms(appended_ms))
         if start is not None:
             self._started(task_id, partition, start)
 
@@ -117,11 +121,11 @@ class View:
             found = {name: text.decode() for name, text in headers if text and name.startswith("triage.")}
             task_id, lane = found[names.TASK_ID], Lane(found[names.LANE])
             source, appended_ms = Source.parse(found[names.SOURCE]), int(found[names.APPENDED_MS])
-            attempts = int(found.get(names.ATTEMPTS, 0))
+            attempts, deadline_ms = int(found.get(names.ATTEMPTS, 0)), int(found[names.DEADLINE_MS])
         except (KeyError, ValueError):
             self.not_understood += 1
             return
-        self._learn(task_id, partition, lane, source.offset, appended_ms, glance(value))
+        self._learn(task_id, partition, lane, source.offset, appended_ms, glance(value), deadline_ms)
         self._started(task_id, partition, _Start(attempts, -1))
 
     def progress_record(self, partition: int, value: bytes | None) -> None:
@@ -149,9 +153,9 @@ class View:
         if row is None:
             self.not_understood += 1
             return None
-        entry = self._unfinished.pop((row.task_id, partition), None)
+        entry = self._unfinished.get((row.task_id, partition))
         if entry is not None:
-            self._uncount(entry)
+            self._drop(entry)
         if self.is_live and (entry is not None or self._is_new(row.task_id, partition)):
             self.recent.observe(row.lane, row.outcome, appended_ms, value)
         self.finished.add(row)
@@ -159,9 +163,9 @@ class View:
 
     def forget_older(self, before_ms: int) -> int:
         """Drop what was appended before, and return how many tasks that were: their requests are past retention, so nobody runs them."""
-        old = [key for key, entry in self._unfinished.items() if entry.appended_ms < before_ms]
-        for key in old:
-            self._uncount(self._unfinished.pop(key))
+        old = [entry for entry in self._unfinished.values() if entry.appended_ms < before_ms]
+        for entry in old:
+            self._drop(entry)
         self._early = {place: start for place, start in self._early.items() if start.at_ms >= before_ms}
         return len(old)
 
@@ -195,13 +199,27 @@ class View:
         first = self._waiting[lane].first
         return None if first is None else first >> (_PARTITION_BITS + _OFFSET_BITS)
 
+    def overdue(self, partition: int, before_ms: int, most: int) -> list[Unfinished]:
+        """Return up to so many unfinished tasks of a partition whose deadline was not after `before_ms`, the oldest first."""
+        rows = self._due[partition].smallest(most)
+        return [self._unfinished[task_id, partition] for due_ms, task_id in rows if due_ms <= before_ms]
+
     def oldest_unfinished_ms(self) -> int | None:
         """Return when the oldest task without an outcome was appended: older records of its progress do not matter."""
         return min((entry.appended_ms for entry in self._unfinished.values()), default=None)
 
     # Inside
 
-    def _learn(self, task_id: str, partition: int, lane: Lane, offset: int, appended_ms: int, seen: Glance) -> None:
+    def _learn(
+        self,
+        task_id: str,
+        partition: int,
+        lane: Lane,
+        offset: int,
+        appended_ms: int,
+        seen: Glance,
+        deadline_ms: int | None,
+    ) -> None:
         """Take a request in, unless its task has ended; of several requests of one task the oldest counts."""
         key = (task_id, partition)
         known = self._unfinished.get(key)
@@ -218,14 +236,23 @@ class View:
             agent_type=seen.agent_type,
             batch_id=seen.batch_id,
             cost_tokens=seen.cost_tokens,
+            deadline_ms=deadline_ms,
         )
         if known is not None:
             if _order_of_requests(known) <= _order_of_requests(entry):
                 return
             entry.attempts, entry.started_at_ms = known.attempts, known.started_at_ms
-            self._uncount(known)
+            self._drop(known)
         self._unfinished[key] = entry
+        if deadline_ms is not None:
+            self._due[partition].add((deadline_ms, task_id))
         self._count(entry)
+
+    def _drop(self, entry: Unfinished) -> None:
+        del self._unfinished[entry.task_id, entry.partition]
+        if entry.deadline_ms is not None:
+            self._due[entry.partition].remove((entry.deadline_ms, entry.task_id))
+        self._uncount(entry)
 
     def _is_new(self, task_id: str, partition: int) -> bool:
         """Whether a task that is not among the unfinished has no outcome either. Tells of an id that is on another partition too."""

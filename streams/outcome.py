@@ -9,13 +9,14 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypedDict, Unpack
 
 from schemas import headers as names
 from schemas.cache import CacheEntry
 from schemas.result import BatchRef, ErrorType, Outcome, Output, Result, ResultError, Routing, Source, Timing, Usage
 from schemas.topics import Lane
-from streams.errors import ServingError
+from streams.errors import DeadlineExpired, ServingError
 from streams.task import Task, TaskKey
 
 
@@ -189,6 +190,24 @@ def cancelled(
         timing=Timing(created_at_ms=created_at_ms, dispatched_at_ms=dispatched_at_ms, finished_at_ms=now_ms),
         metadata=metadata,
     )
+
+
+class Known(TypedDict):
+    """What is known of a task outside of the workers, as `cancelled` takes it."""
+
+    agent_type: str | None
+    batch_id: str | None
+    metadata: dict[str, str]
+    attempts: int
+    created_at_ms: int
+    dispatched_at_ms: int | None
+    now_ms: int
+
+
+def expired(task_id: str, tenant: str, lane: Lane, source: Source, **known: Unpack[Known]) -> Result:
+    """Return the result of a task whose deadline passed in Kafka; it says what one that is cancelled there would."""
+    error = DeadlineExpired().as_result()
+    return replace(cancelled(task_id, tenant, lane, source, **known), outcome=Outcome.EXPIRED, error=error)
 
 
 def result_headers(

@@ -41,16 +41,16 @@ def _of(each: Difference) -> Finding:
     return error(CHECK, f"{each.topic}: {each.what} is {each.found}, wanted {each.wanted}", remedy)
 
 
-async def as_on_this_machine(loaded: Loaded) -> KafkaSettings:
-    """Take partitions and replication that nobody set from a cluster on this machine, as `triage topics verify` does.
+async def as_on_this_machine(loaded: Loaded, timeout_s: float = CHECK_S) -> KafkaSettings:
+    """Take partitions and replication that nobody set from a cluster on this machine, which is `triage dev`'s: it has 6 and 1.
 
-    Raises: BrokersUnreachable, TopicsRefused.
+    Elsewhere the defaults are what a cluster must have. Raises: BrokersUnreachable, TopicsRefused.
     """
     kafka = loaded.settings.kafka
     unset = [name for name in ("partitions", "replication") if loaded.origins.get(f"kafka.{name}") == "default"]
     if not unset or not all(map(is_loopback, kafka.bootstrap.split(","))):
         return kafka
-    found = await shape(kafka, timeout_s=CHECK_S)
+    found = await shape(kafka, timeout_s=timeout_s)
     if found is None:
         return kafka
     values = dict(zip(("partitions", "replication"), found, strict=True))

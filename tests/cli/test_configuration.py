@@ -121,6 +121,10 @@ def test_a_list_in_the_environment_replaces_the_one_of_the_file(here: Path) -> N
         ('[kafka]\nbootstrp = "x"', "x.toml:2: kafka.bootstrp is not a setting; did you mean bootstrap?"),
         ("[kafak]\n", "x.toml:1: kafak is not a setting; did you mean kafka?"),
         ("[lanes.critical]\nweigth = 3", "x.toml:2: lanes.critical.weigth is not a setting; did you mean weight?"),
+        (
+            "# c\n[kafka]\npartitions = 6\n\n[lanes.critcal]\nweight = 3\n",
+            "x.toml:5: lanes.critcal is not a setting; did you mean critical?",
+        ),
         ("kafka.partitons = 3", "x.toml:1: kafka.partitons is not a setting; did you mean partitions?"),
         ("\nxyzzy = 3", "x.toml:2: xyzzy is not a setting."),
         ('[kafka]\n\npartitions = "many"', "x.toml:3: kafka.partitions should be a valid integer, unable to parse"),

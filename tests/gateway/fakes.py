@@ -27,6 +27,7 @@ from schemas.result import ErrorType, Outcome, Output, Result, ResultError, Sour
 from schemas.topics import Lane, TopicNames
 from streams.outcome import result_headers
 from streams.settings import Settings
+from streams.task import TaskKey
 from wire.producing import RecordTooLarge
 
 NAMES = TopicNames()
@@ -178,10 +179,10 @@ class WatchedWaiters(Waiters):
         super().__init__()
         self.waiting = asyncio.Event()
 
-    async def ended(self, task_id: str, timeout_s: float) -> None:
+    async def ended(self, task: TaskKey, timeout_s: float) -> None:
         # The one who is told of it goes on in the next turn of the loop, when the wait has begun.
         self.waiting.set()
-        await super().ended(task_id, timeout_s)
+        await super().ended(task, timeout_s)
 
 
 class FakeGateway(Gateway):

@@ -7,7 +7,7 @@ from bisect import bisect_left
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.answers import Kept
@@ -17,10 +17,12 @@ from gateway.ranks import Ranks
 from gateway.recent import Recent, percentile
 from gateway.records import Glance, glance, metadata_of
 from gateway.rendering import rfc3339
-from schemas.codec import encode
+from schemas.codec import DecodeError, decode_request, encode
 from schemas.ids import home, is_task_id
 from schemas.result import Outcome
 from schemas.topics import Lane
+from streams.deadlines import LONGEST_MS, deadline_ms
+from streams.errors import InvalidRequest
 from tests.gateway.fakes import NOW_MS, make_result
 
 
@@ -44,7 +46,7 @@ def test_ids_that_ask_the_same_share_a_partition() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 40)), max_size=200))
 def test_ranks_are_those_of_a_sorted_list(steps: list[tuple[bool, int]]) -> None:
-    ranks, plain = Ranks(), list[int]()
+    ranks, plain = Ranks[int](), list[int]()
     for is_new, member in steps:
         if is_new:
             ranks.add(member)
@@ -54,13 +56,15 @@ def test_ranks_are_those_of_a_sorted_list(steps: list[tuple[bool, int]]) -> None
             plain.remove(member)
         assert (len(plain), plain[0] if plain else None) == (len(ranks), ranks.first)
         assert bisect_left(plain, member) == ranks.before(member)
+        assert plain[:3] == ranks.smallest(3)
 
 
 def test_ranks_of_many_are_kept_in_chunks() -> None:
-    ranks = Ranks()
+    ranks = Ranks[int]()
     for member in range(10_000):
         ranks.add(member * 7919 % 10_000)
     assert len(ranks._chunks) > 4
+    assert list(range(3000)) == ranks.smallest(3000)
     assert [0, 1234, 9999] == [ranks.before(member) for member in (0, 1234, 9999)]
     for member in range(0, 10_000, 2):
         ranks.remove(member)
@@ -77,22 +81,40 @@ def test_ranks_of_many_are_kept_in_chunks() -> None:
         (b"[1]", Glance()),
         (b"\xff", Glance()),
         (b'{"task_id": 5, "tenant": "", "created_at_ms": true, "messages": 3}', Glance()),
-        (b'{"task_id": "a b"}', Glance()),
+        (b'{"task_id": "a b"}', Glance(has_deadline=True)),
         (b"{" + b" " * (1 << 20) + b"}", Glance()),
         (
             orjson.dumps(
                 {"task_id": "t", "tenant": "w", "agent_type": "a", "batch_id": "b", "created_at_ms": 5, "messages": []}
             ),
-            Glance("t", "w", "a", "b", 5, 256),
+            Glance("t", "w", "a", "b", 5, 256, has_deadline=True),
         ),
         (
             b'{"messages": [{"role": "user", "content": "12345678"}], "parameters": {"max_tokens": 10}}',
-            Glance(cost_tokens=16),
+            Glance(cost_tokens=16, has_deadline=True),
         ),
     ],
 )
 def test_glance(value: bytes | None, expected: Glance) -> None:
     assert expected == glance(value)
+
+
+_TIMES = st.none() | st.integers(-1, 1 << 54) | st.integers(NOW_MS - 1, NOW_MS + LONGEST_MS + 1) | st.just("soon")
+
+
+@given(_TIMES, _TIMES, st.sampled_from([None, 1, 2, "1", True]))
+@example(NOW_MS, NOW_MS + LONGEST_MS, 1)
+@example(NOW_MS, NOW_MS + LONGEST_MS + 1, 1)
+def test_a_deadline_is_the_worker_s_and_there_is_none_where_a_worker_refuses(
+    created_at_ms: object, deadline_at_ms: object, version: object
+) -> None:
+    fields = {"created_at_ms": created_at_ms, "deadline_at_ms": deadline_at_ms, "schema_version": version}
+    value = orjson.dumps({"messages": [{"role": "user", "content": "x"}], **fields})
+    try:
+        expected = deadline_ms(decode_request(value), NOW_MS)
+    except (DecodeError, InvalidRequest):
+        expected = None
+    assert expected == glance(value).deadline_ms(NOW_MS)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ import pytest
 from schemas import headers as names
 from schemas.codec import decode, encode
 from schemas.gpu import GpuId, GPUMetrics, GpuSource
+from schemas.ids import home
 from schemas.progress import BackendStatus, WorkerSnapshot
 from schemas.result import Outcome, Result
 from schemas.topics import DAY_MS, Lane
 from streams.settings import GatewaySettings, Settings
-from tests.gateway.fakes import NAMES, NOW_MS, FakeGateway, make_result
+from tests.gateway.fakes import NAMES, NOW_MS, PARTITIONS, FakeGateway, make_result
 
 BODY = {"messages": [{"role": "user", "content": "a secret"}]}
 STATUS_FIELDS = {
@@ -253,9 +254,26 @@ async def test_result_waits_for_the_end(gateway: FakeGateway) -> None:
     waiting = asyncio.create_task(gateway.http.get(f"/v1/async/result/{task_id}?wait=30"))
     await gateway.watched.waiting.wait()
     ended(gateway, task_id)
-    gateway.waiters.wake(task_id)
+    _, partition, _ = place_of(gateway, task_id)
+    gateway.waiters.wake((task_id, partition))
     assert 200 == (await waiting).status_code
     assert {} == gateway.waiters._by_task
+
+
+async def test_result_waits_on_while_only_another_task_of_this_id_ends(gateway: FakeGateway) -> None:
+    shown, other = (number for number in range(PARTITIONS) if number != home("twice", PARTITIONS))
+    for partition in (shown, other):
+        gateway.fake.put_request(partition=partition, task_id="twice")
+    waiting = asyncio.create_task(gateway.http.get("/v1/async/result/twice?wait=30"))
+    await gateway.watched.waiting.wait()
+    gateway.fake.put_result(make_result("twice", Outcome.FAILED, partition=other))
+    gateway.waiters.wake(("twice", other))
+    (future,) = gateway.waiters._by_task["twice", shown]
+    assert not future.done()
+    gateway.fake.put_result(make_result("twice", partition=shown))
+    gateway.waiters.wake(("twice", shown))
+    response = await waiting
+    assert (200, "completed") == (response.status_code, response.json()["status"])
 
 
 async def test_a_stopping_gateway_lets_waiting_calls_go(gateway: FakeGateway) -> None:

@@ -19,6 +19,7 @@ from schemas import headers as names
 from schemas.ids import home
 from schemas.result import Outcome
 from schemas.topics import Lane, RetryTier
+from streams.deadlines import LONGEST_MS
 from tests.gateway.fakes import NAMES, NOW_MS, FakeLogs, Record, feed, make_result, make_view
 
 Step = Callable[[FakeLogs], object]
@@ -42,6 +43,7 @@ def retried(attempts: int = 1, task_id: str = "t", appended_ms: int = NOW_MS) ->
         names.LANE: "normal",
         names.SOURCE: f"{NAMES.requests(Lane.NORMAL)}/0/0",
         names.APPENDED_MS: str(appended_ms),
+        names.DEADLINE_MS: str(appended_ms + LONGEST_MS),
         names.ATTEMPTS: str(attempts),
     }
     headers = [(name, text.encode()) for name, text in rows.items()]
@@ -258,11 +260,13 @@ def write(logs: FakeLogs, history: list[tuple[str, str, Lane]]) -> None:
             attempts[task_id] += 1
             logs.put_started(task_id, places[task_id][0], 0, places[task_id][1], attempts[task_id])
         elif what == "retried" and task_id in places:
+            appended_ms = logs.records[NAMES.requests(places[task_id][0]), 0][places[task_id][1]].at_ms
             rows = {
                 names.TASK_ID: task_id,
                 names.LANE: places[task_id][0].value,
                 names.SOURCE: f"{NAMES.requests(places[task_id][0])}/0/{places[task_id][1]}",
-                names.APPENDED_MS: str(logs.records[NAMES.requests(places[task_id][0]), 0][places[task_id][1]].at_ms),
+                names.APPENDED_MS: str(appended_ms),
+                names.DEADLINE_MS: str(appended_ms + LONGEST_MS),
                 names.ATTEMPTS: str(attempts[task_id]),
             }
             value = logs.records[NAMES.requests(places[task_id][0]), 0][places[task_id][1]].value
@@ -373,6 +377,7 @@ HEADER = st.tuples(
             names.LANE,
             names.SOURCE,
             names.APPENDED_MS,
+            names.DEADLINE_MS,
             names.ATTEMPTS,
             names.OUTCOME,
             names.TENANT,

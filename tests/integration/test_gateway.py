@@ -107,6 +107,49 @@ async def test_a_waiting_task_is_cancelled_once_and_the_worker_leaves_it_alone(
     assert 1 == sum(server.executions.values())
 
 
+async def test_without_a_worker_tasks_expire_at_their_deadline_and_answered_ones_do_not(
+    stack: Stack, tmp_path: Path
+) -> None:
+    topic, names = stack.names.requests(Lane.HIGH), stack.names
+    async with (
+        running_gateway(stack, tmp_path / "gateway") as gateway,
+        stack.producer() as producer,
+        stack.reader(names.results) as reader,
+    ):
+        times = {"created_at_ms": 0, "deadline_at_ms": 1_000}
+        await producer.send_and_wait(topic, request("x", task_id="answered", **times), partition=0)
+        key, value, headers = terminal(stack, "answered", 0, Outcome.COMPLETED)
+        await producer.send_and_wait(names.results, value, key=key, headers=headers, partition=0)
+        fields = {"tenant": "ward7", "metadata": {"bed": "7"}, **times}
+        sent = await producer.send_and_wait(
+            topic, request("x", task_id="own", **fields), partition=0, headers=[("traceparent", b"00-1")]
+        )
+        submitted = await submit(gateway.http, timeout_s=1)
+        code, body = await get(gateway.http, "result", submitted, wait=30)
+        assert (200, "expired", "deadline_expired") == (code, body["status"], body["error"]["type"])
+        records = await reader.until(3)
+        found = first_results(records)
+        outcomes = {task_id: row["outcome"] for task_id, row in found.items()}
+        assert {"answered": "completed", "own": "expired", submitted: "expired"} == outcomes
+        assert [b"answered"] == [record.key for record in records if record.key == b"answered"]
+        own = found["own"]
+        assert ("ward7", {"bed": "7"}, 0) == (own["tenant"], own["metadata"], own["attempts"])
+        assert {"topic": topic, "partition": 0, "offset": sent.offset} == own["source"]
+        assert b"00-1" == dict(own["_record"].headers)["traceparent"]
+        assert 1_000 <= own["_record"].timestamp - sent.timestamp <= 4_000
+
+
+async def test_what_expired_while_no_gateway_ran_ends_when_one_starts(stack: Stack, tmp_path: Path) -> None:
+    topic = stack.names.requests(Lane.LOW)
+    async with stack.producer() as producer, stack.reader(stack.names.results) as reader:
+        for number in range(60):
+            value = request("x", task_id=f"t{number}", created_at_ms=1, deadline_at_ms=2)
+            await producer.send_and_wait(topic, value, partition=number % stack.partitions)
+        async with running_gateway(stack, tmp_path / "gateway"):
+            found = first_results(await reader.until(60))
+    assert {f"t{number}": "expired" for number in range(60)} == {key: row["outcome"] for key, row in found.items()}
+
+
 async def test_a_plain_producer_s_task_is_known_wherever_it_lies(stack: Stack, tmp_path: Path) -> None:
     async with running_gateway(stack, tmp_path / "gateway") as gateway, stack.producer() as producer:
         for partition in range(stack.partitions):
