@@ -37,6 +37,7 @@ from wire.clock import monotonic_s
 from wire.connection import BrokersUnreachable, client_options, wait_for_brokers
 from wire.logs import get_logger
 from wire.producing import DurableProducer
+from wire.safety import refuse_unsafe
 
 _QUIET_S = 10.0
 _TICK_S = 1.0
@@ -88,6 +89,7 @@ class Gateway:
                 return
             try:
                 await self._verify_topics()
+                await refuse_unsafe(self._kafka, self.settings.allow_insecure_dev)
                 async with contextlib.AsyncExitStack() as stack:
                     await self._serve(stack, ending)
             except (KafkaError, BrokersUnreachable) as error:  # they answered, and then they did not

@@ -14,7 +14,7 @@ from gateway.ports import OutcomeUnknown, Stored, Unavailable
 from schemas.headers import Headers
 from streams.brokertime import BrokerClock
 from wire.clock import monotonic_s
-from wire.producing import DurableProducer
+from wire.producing import DurableProducer, NotAcknowledged, RecordTooLarge, WriteRefused
 
 APPEND_S = 5.0
 SILENT_S = 5.0
@@ -68,17 +68,19 @@ class KafkaLogs:
     async def append(
         self, topic: str, partition: int, *, key: bytes | None, value: bytes | None, headers: Headers = ()
     ) -> int:
-        writing = asyncio.create_task(self._producer.write(topic, partition, key=key, value=value, headers=headers))
         try:
-            await asyncio.wait({writing}, timeout=APPEND_S)
-        finally:
-            writing.cancel()  # what is with the producer may still be written: giving up does not take it back
-        if not writing.done():
-            raise OutcomeUnknown("Kafka did not acknowledge the record in 5 s; it may still be written")
-        try:
-            return writing.result()
+            return await self._producer.write(
+                topic, partition, key=key, value=value, headers=headers, timeout_s=APPEND_S
+            )
+        except NotAcknowledged as late:
+            kind = OutcomeUnknown if late.may_be_written else Unavailable
+            raise kind(str(late)) from None
         except ProducerClosed:
             raise OutcomeUnknown("the gateway is stopping") from None
+        except WriteRefused as refused:
+            if isinstance(refused, RecordTooLarge):
+                raise
+            raise Unavailable(f"Kafka refuses the record: {refused}") from refused
 
     async def reach(self, partition: int | None) -> None:
         followed = self._follower.followed
