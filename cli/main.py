@@ -42,7 +42,13 @@ VERBS: dict[str, Verb] = {
     "topics": Verb("cli.topics:app", "Compare the topics with the catalogue, or make them so.", "triage topics verify"),
     "submit": Verb("cli.tasks:submit", "Send a request.", "triage submit --priority high --wait 'Is this urgent?'"),
     "result": Verb("cli.tasks:result", "Show a task's answer.", "triage result ward7-018f"),
+    "status": Verb("cli.tasks:status", "Say where a task stands.", "triage status ward7-018f"),
+    "cancel": Verb("cli.tasks:cancel", "End a task that nobody needs any more.", "triage cancel ward7-018f"),
     "watch": Verb("cli.tasks:watch", "Print results as they arrive.", "triage watch --json"),
+    "dlq": Verb("cli.dlq:app", "List, show, replay or purge dead letters.", "triage dlq list --newer-than 1h"),
+    "health": Verb("cli.health:health", "Say how each part is.", "triage health --json"),
+    "doctor": Verb("cli.doctor:doctor", "Check all of it, and say how to mend what is wrong.", "triage doctor --json"),
+    "top": Verb("cli.top:top", "Watch a cluster live.", "triage top --once"),
     "config": Verb("cli.config:app", "Show the settings and where each comes from.", "triage config show"),
     "version": Verb("cli.version:version", "Print versions.", "triage version --json"),
 }

@@ -1,0 +1,1 @@
+"""Dead letters: what there is, how each one's task ended, running it again, removing it."""
