@@ -68,9 +68,12 @@ def list_(
         rows = [body(each, found.standings[each.place], now_ms=now_ms) for each in chosen]
         typer.echo(orjson.dumps({"dead_letters": rows, "total": len(found.letters)}))
         return
+    if not found.letters:
+        typer.echo("no dead letters")
+        return
     if chosen:
         typer.echo("\n".join(table(chosen, found.standings, now_ms=now_ms)))
-    if len(chosen) < len(found.letters) or not chosen:
+    if len(chosen) < len(found.letters):
         print(f"triage: {len(chosen)} of {counted(len(found.letters))}", file=sys.stderr)
 
 

@@ -65,7 +65,7 @@ def lines(record: DeadLetter, letter: Letter, standing: Standing, *, now_ms: int
         "attempts": None if letter.attempts is None else str(letter.attempts),
         "dead since": f"{rfc3339(letter.at_ms)} ({_age(now_ms - letter.at_ms)})",
         "request": letter.source,
-        "size": f"{letter.request_bytes} bytes{'' if record.kept_bytes else ', not kept'}",
+        "size": f"{letter.request_bytes} byte{'s' * (letter.request_bytes != 1)}{'' if record.kept_bytes else ', not kept'}",
         "key": None if record.key is None else _text(record.key),
         "outcome": _outcome(letter, standing, now_ms),
         "replay": _replay(letter, standing) or (f"not possible: {why_not}" if why_not else "none yet"),

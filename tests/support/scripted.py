@@ -44,7 +44,7 @@ class ScriptedServer:
 
     `script` holds replies for the next requests, in their order; without one `fault_for` is asked, where None means a
     good answer. `executions` counts the requests by prompt, however they ended; those whose client left are counted in
-    `disconnected` as well.
+    `disconnected` as well. `watch` is told `began` and `ended` of each chat request, with its number and its prompt.
     """
 
     answer: Callable[[str, str], str] = expected_answer
@@ -52,6 +52,7 @@ class ScriptedServer:
     slots: int = 4
     latency_s: float = 0.0
     fault_for: Callable[[Body], Reply | None] = lambda body: None
+    watch: Callable[[str, int, str], None] = lambda what, call, prompt: None
     health: int = 200
     script: deque[Reply] = field(default_factory=deque)
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -62,6 +63,7 @@ class ScriptedServer:
     in_flight: int = 0
     most_in_flight: int = 0
     disconnected: int = 0
+    calls: int = 0
     port: int = 0
 
     @property
@@ -94,6 +96,9 @@ class ScriptedServer:
         body: Body = orjson.loads(await request.read())
         prompt = str(body["messages"][-1].get("content"))
         self.executions[prompt] += 1
+        self.calls += 1
+        call = self.calls
+        self.watch("began", call, prompt)
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
         self.connections.add(request.transport)
@@ -110,6 +115,7 @@ class ScriptedServer:
             self.disconnected += 1
             raise
         finally:
+            self.watch("ended", call, prompt)
             self.in_flight -= 1
             await asyncio.shield(self._notify())
 
