@@ -13,6 +13,7 @@ from streams.caching import AnswerCache, CacheIndex
 from streams.settings import KafkaSettings
 from wire.connection import consumer_options
 from wire.logs import get_logger
+from wire.reading import stop_consumer
 
 _POLL_MS = 500
 _RETRY_S = 1.0
@@ -42,7 +43,7 @@ class CacheFollower:
                 log.warning("cache changelog not readable; trying again", error=type(error).__name__)
                 await asyncio.sleep(_RETRY_S)
             finally:
-                await consumer.stop()
+                await stop_consumer(consumer)
 
     async def _read(self, consumer: AIOKafkaConsumer, positions: dict[TopicPartition, int]) -> None:
         tps = [TopicPartition(self._topic, p) for p in range(self._kafka.partitions)]

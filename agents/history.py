@@ -29,7 +29,7 @@ from streams.settings import KafkaSettings
 from streams.task import TaskKey
 from wire.connection import QUICK_RETRIES, client_options, consumer_options
 from wire.logs import get_logger
-from wire.reading import committed_offsets
+from wire.reading import committed_offsets, stop_consumer
 
 LOOK_BACK_MS = 5 * 60_000
 _POLL_MS = 200
@@ -119,7 +119,7 @@ class History:
                 self._changed.set()
                 await asyncio.sleep(_RETRY_S)
             finally:
-                await consumer.stop()
+                await stop_consumer(consumer)
 
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
         self._changed.set()  # a new consumer has nothing assigned
@@ -237,7 +237,7 @@ class History:
             missing = {tp: offset for tp, offset in offsets.items() if ends[tp] > offset}
             return await self._first_of(reader, missing) if missing else {}
         finally:
-            await reader.stop()
+            await stop_consumer(reader)
 
     async def _first_of(
         self, reader: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]

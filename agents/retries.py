@@ -31,6 +31,7 @@ from streams.task import Task
 from wire.clock import monotonic_s
 from wire.connection import consumer_options
 from wire.logs import get_logger
+from wire.reading import stop_consumer
 
 REVOKE_DRAIN_S = 3.0
 _POLL_S = 0.25
@@ -115,7 +116,7 @@ class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
             finally:
                 self._forget()
                 with contextlib.suppress(KafkaError):
-                    await consumer.stop()
+                    await stop_consumer(consumer)
 
     def _options(self) -> dict[str, Any]:
         return consumer_options(self._kafka, client_id=f"{self._client_id}-retry") | {
@@ -270,7 +271,7 @@ class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
         if consumer is not None:
             with contextlib.suppress(KafkaError):
                 await self._commit(consumer)
-            await consumer.stop()
+            await stop_consumer(consumer)
 
     def __repr__(self) -> str:
         return f"RetryIntake(generation={self._generation}, partitions={len(self._held)})"

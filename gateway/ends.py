@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaError
 from gateway.ports import Unavailable
 from streams.settings import KafkaSettings
 from wire.connection import QUICK_RETRIES, consumer_options
+from wire.reading import stop_consumer
 
 ASK_S = 2.0
 
@@ -95,7 +96,7 @@ class Ends:
     async def stop(self) -> None:
         for questions in self._questions.values():
             await questions.stop()
-        await self._consumer.stop()
+        await stop_consumer(self._consumer)
 
     async def of(self, tps: Iterable[TopicPartition]) -> Offsets:
         """Return the offset that the next record of each will get. Raises: Unavailable after 2 s without an answer."""

@@ -27,6 +27,7 @@ from streams.settings import KafkaSettings
 from wire.clock import monotonic_s
 from wire.connection import BrokersUnreachable, consumer_options
 from wire.logs import get_logger
+from wire.reading import stop_consumer
 
 _POLL_MS = 100
 _RETRY_S = 0.5
@@ -90,7 +91,7 @@ class Follower:
                 log.warning("logs not readable; trying again", error=type(error).__name__)
                 await asyncio.sleep(_RETRY_S)
             finally:
-                await consumer.stop()
+                await stop_consumer(consumer)
 
     # How far the view is
 

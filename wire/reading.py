@@ -30,6 +30,7 @@ _SHORT_POLL = {"fetch_max_wait_ms": 20}
 _POLL_MS = 250
 # The end may lie behind a transaction that nobody ends: what comes after it cannot be read.
 _SILENT_S = 5.0
+_STOP_AGAIN_S = 1.0
 _NO_COORDINATOR_YET = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
 _COORDINATOR_TRIES, _COORDINATOR_WAIT_S = 50, 0.1
 
@@ -112,6 +113,23 @@ async def committed_offsets(
     raise GroupCoordinatorNotAvailableError(f"no broker answers for the group {group}")
 
 
+async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
+    """Stop a consumer, whose own `stop` may wait for ever.
+
+    aiokafka's fetch task awaits the fetches it gave up under `suppress(CancelledError)`: a cancellation that meets it there is lost, and
+    `stop` waits for a task that goes on. It is cancelled again until it ends.
+    """
+    stopping = asyncio.ensure_future(consumer.stop())
+    try:
+        while not (await asyncio.wait({stopping}, timeout=_STOP_AGAIN_S))[0]:
+            fetcher = getattr(consumer, "_fetcher", None)
+            if fetcher is not None:
+                fetcher._fetch_task.cancel()
+        stopping.result()
+    finally:
+        stopping.cancel()
+
+
 @contextlib.asynccontextmanager
 async def log_reader(kafka: KafkaSettings, *, client_id: str) -> AsyncIterator[LogReader]:
     """Give a connected reader; brokers that are away for 3.5 s, or go away meanwhile, come out as BrokersUnreachable.
@@ -128,5 +146,5 @@ async def log_reader(kafka: KafkaSettings, *, client_id: str) -> AsyncIterator[L
     except KafkaError as error:
         raise BrokersUnreachable(kafka, type(error).__name__) from error
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
         await admin.close()

@@ -19,6 +19,7 @@ from streams.replay import DeadLetter
 from streams.settings import KafkaSettings
 from wire.clock import monotonic_s
 from wire.connection import QUICK_RETRIES, consumer_options
+from wire.reading import stop_consumer
 
 # Brokers have a clock each; what a task's records say may lie this much before.
 _CLOCKS_MS = 300_000
@@ -202,4 +203,4 @@ async def _offsets_at(kafka: KafkaSettings, times_ms: Offsets, ends: Offsets) ->
         found = await consumer.offsets_for_times(dict(times_ms))
         return {tp: ends[tp] if found.get(tp) is None else found[tp].offset for tp in times_ms}
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)

@@ -23,7 +23,7 @@ from streams.brokertime import BrokerClock
 from streams.settings import KafkaSettings, Settings
 from wire.clock import monotonic_s, wall_ms
 from wire.connection import QUICK_RETRIES, consumer_options
-from wire.reading import LogReader, log_reader
+from wire.reading import LogReader, log_reader, stop_consumer
 
 LOOK_BACK_MS = 60_000
 _POLL_MS, _GATHER_S = 200, 0.05
@@ -187,4 +187,4 @@ async def open_feed(settings: Settings, *, client_id: str) -> AsyncIterator[Feed
         try:
             yield Feed(kafka, picture, consumer, reader)
         finally:
-            await consumer.stop()
+            await stop_consumer(consumer)
