@@ -18,13 +18,19 @@ def worker(
 ) -> None:
     """Take requests in, batch them, send them to backends; ends cleanly on SIGTERM."""
     from cli.configuration import load
-    from cli.errors import Failed
     from wire import logs
 
-    if processes != 1:
-        raise Failed("--processes above 1 is not there yet: start several `triage worker` instead.")
     settings = load(config).settings
     logs.configure(settings.logging.format, settings.logging.level)
+    if processes > 1:
+        from agents.app import DEFAULT_METRICS_PORT
+        from cli.several import command_of, run_several
+
+        port = DEFAULT_METRICS_PORT if settings.metrics.port is None else settings.metrics.port
+        verb = ["worker", "--json", "--session-s", str(session_s), "--drain-s", str(drain_s)]
+        verb += ["--config", str(config)] if config is not None else []
+        run_several(command_of(verb), processes, first_metrics_port=port, as_json=as_json)
+        return
     serve(settings, as_json=as_json, session_s=session_s, drain_s=drain_s)
 
 

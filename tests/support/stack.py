@@ -102,10 +102,10 @@ class Stack:
         assert json.loads(line)["event"] == "ready"
         return worker
 
-    def spawn_worker(self) -> subprocess.Popen[str]:
+    def spawn_worker(self, *options: str) -> subprocess.Popen[str]:
         """Start a worker and do not wait."""
         with self.log.open("a") as log:
-            worker = self._spawn(log)
+            worker = self._spawn(log, *options)
         self.workers.append(worker)
         return worker
 
@@ -114,7 +114,7 @@ class Stack:
         command = [sys.executable, "-m", "cli", *verb, "--config", str(self.config)]
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
-    def _spawn(self, log: TextIO) -> subprocess.Popen[str]:
+    def _spawn(self, log: TextIO, *options: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [
                 sys.executable,
@@ -126,6 +126,7 @@ class Stack:
                 str(self.config),
                 "--session-s",
                 str(SESSION_S),
+                *options,
             ],
             stdout=subprocess.PIPE,
             stderr=log,
