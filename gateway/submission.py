@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from gateway.ids import new_task_id
 from gateway.problems import Kind, Problem, invalid
-from schemas.codec import MAX_REQUEST_BYTES, DecodeError, decode_request
+from schemas.codec import MAX_REQUEST_BYTES, DecodeError, decode_request, why_not_json
 from schemas.ids import home, key_of
 from schemas.request import InferenceTask, Message, Parameters
 from schemas.topics import Lane
@@ -62,8 +62,9 @@ def parsed(body: bytes) -> dict[str, Any]:
     """Return the JSON object in `body`. Raises: Problem 400 or 422."""
     try:
         raw = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise Problem(Kind.UNPARSABLE, "the body is not JSON in UTF-8" if body else "the body is empty") from None
+    except orjson.JSONDecodeError as error:
+        told = why_not_json(error.msg, "body") if body else "the body is empty"
+        raise Problem(Kind.UNPARSABLE, told) from None
     if not isinstance(raw, dict):
         raise invalid("", "must be a JSON object")
     return raw

@@ -100,8 +100,8 @@ def fingerprint(tenant: str, model_or_agent_type: str | None, messages: object, 
 def _parse(value: bytes) -> dict[str, Any]:
     try:
         raw = orjson.loads(value)
-    except orjson.JSONDecodeError:
-        raise DecodeError(ErrorType.INVALID_REQUEST, _unreadable(value)) from None
+    except orjson.JSONDecodeError as error:
+        raise DecodeError(ErrorType.INVALID_REQUEST, _unreadable(value, error.msg)) from None
     if not isinstance(raw, dict):
         raise DecodeError(ErrorType.INVALID_REQUEST, "the value is not a JSON object")
     # Counting brackets is quick and never too low.
@@ -127,11 +127,20 @@ def _is_deeper(document: object, levels: int) -> bool:
     return True
 
 
-def _unreadable(value: bytes) -> str:
+def _unreadable(value: bytes, cause: str) -> str:
     if value[0] == _REGISTRY_MAGIC and len(value) >= _REGISTRY_PREFIX_BYTES:
         schema_id = int.from_bytes(value[1:_REGISTRY_PREFIX_BYTES], "big")
         return f"the value begins with a Schema Registry prefix (schema id {schema_id}); send plain JSON"
-    return "the value is not JSON in UTF-8"
+    return why_not_json(cause, "value")
+
+
+def why_not_json(cause: str, what: str) -> str:
+    """Return a sentence for orjson's reason. Valid JSON that it does not take is told apart; nothing of the text is quoted."""
+    if cause.startswith("depth limit"):
+        return f"the {what} is nested more than {MAX_DEPTH} levels deep"
+    if cause.startswith("number is infinity"):
+        return f"the {what} has a number that is too large"
+    return f"the {what} is not JSON in UTF-8"
 
 
 def _identity(raw: dict[str, Any]) -> dict[str, str | None]:
