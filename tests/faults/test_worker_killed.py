@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
 
 from schemas.topics import Lane
+from tests.faults.checker import judge
+from tests.faults.history import Recorder, digest, dump_commits, dump_topics
 from tests.support.scripted import ScriptedServer, expected_answer
 from tests.support.stack import Reader, Stack, first_results, request
 
@@ -21,59 +20,76 @@ pytestmark = [pytest.mark.kafka, pytest.mark.faults, pytest.mark.timeout(240)]
 
 TASKS = 5_000
 KILLS = 20
+SLOTS = 16
 
 
 async def test_twenty_kills_under_load_lose_nothing_and_change_no_outcome(kafka: str, tmp_path: Path) -> None:
-    rng = random.Random(20)
+    rng, history = random.Random(20), tmp_path / "history"
     async with (
         ScriptedServer() as server,
-        Stack(kafka, tmp_path, [("openai", server.url)], slots=16) as stack,
+        Stack(kafka, tmp_path, [("openai", server.url)], slots=SLOTS) as stack,
         stack.producer() as producer,
         stack.reader(stack.names.results) as reader,
     ):
-        server.latency_s = 0.02
-        producing = asyncio.create_task(_produce(stack, producer, rng))
-        done = 0
-        for number in range(KILLS):
+
+        def answer(prompt: str) -> str:
+            return expected_answer(prompt, server.nonce)
+
+        with (
+            Recorder(history, "client") as client,
+            Recorder(history, "backend") as backend,
+            Recorder.of_faults(history) as nemesis,
+        ):
+            backend.write("backend", backend="b1", limit=SLOTS)
+            server.latency_s = 0.02
+            server.watch = lambda what, call, prompt: backend.write(
+                what, call=f"c{call}", backend="b1", nonce=answer(prompt)
+            )
+            producing = asyncio.create_task(_produce(stack, producer, client, rng))
             worker = await stack.start_worker()
-            # Kill in the midst of work: some answered, some running, some fetched, at a different point each time.
-            done = await _some_more(reader, done + rng.randrange(20, 150), most=TASKS * (number + 1) // (KILLS + 1))
-            assert stack.end(worker, signal.SIGKILL) == -signal.SIGKILL
-        await producing
-        last = await stack.start_worker()
-        records = await reader.until(TASKS, timeout_s=90)
-        assert stack.end(last) == 0
-        records = await reader.to_end()
-    _judge(server, records)
+            done = 0
+            for number in range(1, KILLS + 1):
+                # Kill in the midst of work: some answered, some running, some fetched, at a different point each time.
+                done = await _some_more(reader, done + rng.randrange(20, 150), most=TASKS * number // (KILLS + 1))
+                for phase in ("planned", "begun"):
+                    nemesis.write("fault", fault=f"kill-{number}", phase=phase)
+                code = stack.end(worker, signal.SIGKILL)
+                assert -signal.SIGKILL == code
+                nemesis.write("fault", fault=f"kill-{number}", phase="evidence", detail=f"exit code {code}")
+                worker = await stack.start_worker()
+                nemesis.write("fault", fault=f"kill-{number}", phase="ended")
+            await producing
+            await reader.until(TASKS, timeout_s=90)
+            assert 0 == stack.end(worker)
+            for task, row in first_results(await reader.to_end()).items():
+                row.pop("_record")
+                client.write("read", task=task, status=row["outcome"], digest=digest(row), tenant=row["tenant"])
+            client.write("finished")
+        await dump_topics(kafka, stack.names, history, nonce_of=answer)
+        await dump_commits(kafka, stack.names, history)
+    verdict = judge(history)
+    print(verdict.table())
+    assert verdict.passed, verdict.table()
+    assert (TASKS, KILLS) == (verdict.counts["tasks"], verdict.counts["faults"])
+    assert {"completed": TASKS} == verdict.outcomes
 
 
-async def _produce(stack: Stack, producer: AIOKafkaProducer, rng: random.Random) -> None:
+async def _produce(stack: Stack, producer: AIOKafkaProducer, client: Recorder, rng: random.Random) -> None:
     lanes = list(Lane)
-    pending = []
-    for number in range(TASKS):
-        value = request(f"prompt {number}", task_id=f"task-{number}", cache={"mode": "bypass"})
-        topic = stack.names.requests(rng.choice(lanes))
-        pending.append(await producer.send(topic, value, key=f"task-{number}".encode()))
-    await asyncio.gather(*pending)
+
+    async def acknowledged(task: str, sent: asyncio.Future[object]) -> None:
+        await sent
+        client.write("acknowledged", task=task)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(TASKS):
+            task = f"task-{number}"
+            value = request(f"prompt {number}", task_id=task, cache={"mode": "bypass"})
+            client.write("submitted", task=task, tenant="default")
+            sent = await producer.send(stack.names.requests(rng.choice(lanes)), value, key=task.encode())
+            group.create_task(acknowledged(task, sent))
 
 
 async def _some_more(reader: Reader, at_least: int, *, most: int) -> int:
     wanted = min(at_least, most)
     return len({record.key for record in await reader.until(wanted)})
-
-
-def _judge(server: ScriptedServer, records: Sequence[Any]) -> None:
-    outcomes = first_results(records)
-    lost = {f"task-{number}" for number in range(TASKS)} - set(outcomes)
-    assert not lost, f"{len(lost)} lost: {sorted(lost)[:5]}"
-    assert {"completed"} == {row["outcome"] for row in outcomes.values()}
-    crossed = [
-        task_id
-        for task_id, row in outcomes.items()
-        if row["output"]["content"] != expected_answer(f"prompt {task_id.removeprefix('task-')}", server.nonce)
-    ]
-    assert not crossed, f"answers of other tasks: {crossed[:5]}"
-    copies = Counter(record.key for record in records)
-    again = sum(count - 1 for count in copies.values())
-    runs = sum(server.executions.values())
-    print(f"{TASKS} tasks, {KILLS} kills: 0 lost, {runs - TASKS} run again, {again} records after the first")

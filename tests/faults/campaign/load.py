@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Coroutine, Sequence
@@ -25,12 +24,13 @@ from wire.clock import monotonic_s
 _TICK_S = 0.02
 _POLL_S = 0.01
 _ADAPT_S = 1.0
-# More than so many seconds of work open: the machine does not keep up.
-_BACKLOG_S = 4.0
-_LEAST_PER_S = 10.0
+# More open than this much work at the highest rate: the machine does not keep up.
+_BACKLOG_S = 3.0
+_LEAST_PER_S = 20.0
 _CALLERS, _MOST_CALLS = 8, 300
 _SUBMIT_TRIES = 6
 _WAIT_S = 10
+_LONGEST_PAUSE_S = 10.0
 _CALL_S = 30.0
 _FLOOD_DUE_S = 120.0
 _GATEWAY_SHARE = 0.25
@@ -79,8 +79,12 @@ class Producing:
 
         self._producer.produce(topic, wanted.value, wanted.key, on_delivery=delivered)
 
+    @property
+    def unacknowledged_count(self) -> int:
+        return len(self._producer)
+
     async def all_acknowledged(self) -> None:
-        while len(self._producer):  # noqa: ASYNC110 - it is polled anyway
+        while self.unacknowledged_count:  # noqa: ASYNC110 - it is polled anyway
             await asyncio.sleep(_POLL_S)
 
 
@@ -122,7 +126,7 @@ class Caller:
         """Return the task's id; what got no 202 is asked again, as the Retry-After says, until it gets one."""
         nonce = self._requests.nonce()
         body = self._requests.body(nonce) | {"priority": self._requests.lane().value, "timeout_s": due_s}
-        for _ in range(_SUBMIT_TRIES):
+        for tries in range(_SUBMIT_TRIES):
             self._recorder.write("submitted", nonce=nonce, tenant="default")
             status, answer, after_s = await self._call("POST", "/v1/async/submit", body)
             if status == 202:
@@ -131,32 +135,32 @@ class Caller:
                 self._outcomes.expect(task_id)
                 return task_id
             self._recorder.write("unanswered", nonce=nonce, status=status, type=answer.get("type"))
-            await asyncio.sleep(after_s)
+            await asyncio.sleep(_pause_s(after_s, tries))
         return None
 
     async def _followed(self, task_id: str) -> None:
+        """Ask until the outcome's result is told; what got no answer is asked again, ever later."""
         path = f"/v1/async/status/{task_id}" if self._rng.random() < 0.5 else f"/v1/async/result/{task_id}?wait=0"
-        while not await self._read(task_id, path):
+        tries = 0
+        while True:
+            status, answer, after_s = await self._call("GET", path)
+            if status in (200, 202, 404):
+                tries = 0
+                told = "unknown" if status == 404 else answer["status"]
+                fields = {"tenant": "default", "digest": digest(answer)} if "outcome" in answer else {}
+                self._recorder.write("read", task=task_id, status=told, **fields)
+                if "outcome" in answer:
+                    return
+            else:
+                self._recorder.write("unread", task=task_id, status=status, type=answer.get("type"))
+                await asyncio.sleep(_pause_s(after_s, tries))
+                tries += 1
             path = f"/v1/async/result/{task_id}?wait={_WAIT_S}"
-
-    async def _read(self, task_id: str, path: str) -> bool:
-        """Ask once and return whether the outcome's result was told."""
-        status, answer, after_s = await self._call("GET", path)
-        if status not in (200, 202, 404):
-            self._recorder.write("unread", task=task_id, status=status, type=answer.get("type"))
-            await asyncio.sleep(after_s)
-            return False
-        told = "unknown" if status == 404 else answer["status"]
-        fields = {"tenant": "default", "digest": digest(answer)} if "outcome" in answer else {}
-        self._recorder.write("read", task=task_id, status=told, **fields)
-        if status == 404:
-            await asyncio.sleep(1.0)
-        return "outcome" in answer
 
     async def _cancel(self, task_id: str) -> bool:
         status, answer, _ = await self._call("DELETE", f"/v1/async/cancel/{task_id}")
         told = {200: answer.get("status"), 202: answer.get("status"), 404: "unknown", 409: answer.get("outcome")}
-        if status in told and told[status]:
+        if told.get(status):
             self._recorder.write("read", task=task_id, status=told[status])
         else:
             self._recorder.write("unread", task=task_id, status=status, type=answer.get("type"))
@@ -177,7 +181,7 @@ class Caller:
 
 
 class Load:
-    """All clients. `per_s` follows the backlog: it falls while more is open than four seconds' work, and rises again."""
+    """All clients. `per_s` follows the backlog: it falls while more is open than three seconds bring at most, and rises again."""
 
     def __init__(
         self,
@@ -259,9 +263,9 @@ class Load:
 
     async def finished(self) -> None:
         """Return when every record is acknowledged and every caller has its answer."""
-        await self.producing.all_acknowledged()
         while self._calls:
             await asyncio.wait(self._calls)
+        await self.producing.all_acknowledged()
 
     def _one(self, now_s: float) -> None:
         if self._rng.random() < _GATEWAY_SHARE:
@@ -271,11 +275,15 @@ class Load:
         wanted = self._requests.good(_now_ms())
         self.producing.write(wanted)
         if wanted.is_sent_twice:
-            asyncio.get_running_loop().call_later(self._rng.uniform(0, 2), self.producing.write, wanted)
+            self._spawn(self._again(wanted))
+
+    async def _again(self, wanted: Wanted) -> None:
+        await asyncio.sleep(self._rng.uniform(0, 2))
+        self.producing.write(wanted)
 
     def _adapt(self) -> None:
-        open_count = len(self._outcomes.waiting) + len(self.producing._producer)
-        factor = 0.8 if open_count > _BACKLOG_S * self.per_s else 1.1
+        open_count = len(self._outcomes.waiting) + self.producing.unacknowledged_count
+        factor = 0.8 if open_count > _BACKLOG_S * self._most_per_s else 1.1
         self.per_s = max(_LEAST_PER_S, min(self._most_per_s, self.per_s * factor))
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -283,6 +291,11 @@ class Load:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
         return task
+
+
+def _pause_s(asked_s: float, tries: int) -> float:
+    """Return how long a client waits before it asks again: as it was asked, doubled with each try, at most 10 s."""
+    return min(asked_s * 2.0**tries, _LONGEST_PAUSE_S)
 
 
 def _now_ms() -> int:

@@ -36,9 +36,7 @@ class Outcomes:
         """Read until cancelled."""
         consumer = self._consumer(fresh_name("reader"))
         try:
-            consumer.assign(
-                [TopicPartition(self._names.results, number, OFFSET_BEGINNING) for number in self.last_s]
-            )
+            consumer.assign([TopicPartition(self._names.results, number, OFFSET_BEGINNING) for number in self.last_s])
             while True:
                 for record in consumer.consume(1000, 0):
                     if record.error() is None:

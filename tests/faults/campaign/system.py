@@ -8,13 +8,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from unittest.mock import patch
 
-from cli.embedded.processes import die_with_parent, free_ports
+from cli.embedded.processes import free_ports
 from streams.settings import KafkaSettings
 from tests.gateway.process import spawn
 from tests.support.stack import Stack
@@ -38,28 +37,27 @@ class Replicated(Stack):
 
     def settings(self) -> str:
         text = super().settings().replace("replication = 1", "replication = 3")
+        text = text.replace("allow_insecure_dev = true\n", "")
         return text + '\n[retry]\ntiers = ["5s"]\n[gpus]\nsource = "none"\n'
 
-    def _spawn(self, log: TextIO) -> subprocess.Popen[str]:
-        command = ["worker", "--json", "--config", str(self.config), "--session-s", str(self.session_s)]
-        return subprocess.Popen(
-            [sys.executable, "-m", "cli", *command],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={**os.environ, "TRIAGE_DEBUG": "1"},
-            preexec_fn=die_with_parent(),  # noqa: PLW1509 - it only sets a flag of the child
-        )
+    def spawn_worker(self, *options: str) -> subprocess.Popen[str]:
+        # What a killed worker leaves behind lies with the run.
+        with patch.dict(os.environ, {"TMPDIR": str(self.folder)}):
+            return super().spawn_worker("--session-s", str(self.session_s), *options)
 
 
 class Member:
-    """One process. `start` returns when it is ready; one that ends without having been told to is started again and counted."""
+    """One process. `start` returns when it is ready; one that ends without having been told to is started again and counted.
+
+    `overdue_count`: how often it did not end in time after a signal.
+    """
 
     def __init__(self, name: str, spawn: Callable[[], subprocess.Popen[str]], say: Callable[[str], None]) -> None:
         self.name, self._spawn, self._say = name, spawn, say
         self.process: subprocess.Popen[str] | None = None
         self.is_wanted = False
         self.ended_alone: list[int] = []
+        self.overdue_count = 0
         self._starting = asyncio.Lock()
 
     @property
@@ -71,7 +69,7 @@ class Member:
         """Raises: TimeoutError when it does not get ready."""
         self.is_wanted = True
         async with asyncio.timeout(_READY_S):
-            while self.is_wanted and not await self._started():
+            while self.is_wanted and not await self._started():  # noqa: ASYNC110 - a pause before the next try
                 await asyncio.sleep(_LOOK_S)
 
     async def look(self) -> None:
@@ -106,6 +104,7 @@ class Member:
                     await asyncio.sleep(0.02)
         if self._code() is None:
             self._say(f"{self.name} did not end within {END_S:g} s of {how.name}")
+            self.overdue_count += 1
             self.process.kill()
         return self.process.wait()
 
