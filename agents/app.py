@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import random
 import secrets
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -33,9 +34,10 @@ from streams.caching import AnswerCache, CacheIndex
 from streams.dispatcher import Dispatcher
 from streams.fleet import Fleet
 from streams.ports import Backend
+from streams.retrying import InPlaceRetries, RetryBudget
 from streams.settings import Settings
 from streams.snapshot import Describer
-from streams.watchdog import STUCK_AFTER_S
+from streams.watchdog import STUCK_AFTER_S, Reading, Watchdog
 from wire import topics
 from wire.clock import monotonic_s
 from wire.connection import wait_for_brokers
@@ -83,6 +85,7 @@ class Worker:
         self._fleet = Fleet(settings.gpus.stale_after_s, settings.pressure)
         self._cache = AnswerCache(settings.cache.max_entries, settings.cache.max_bytes)
         self._is_draining = False
+        self._catching_up, self._retry_watchdog = Watchdog(), Watchdog()
         self._background: list[asyncio.Task[None]] = []
         self._crash: asyncio.Future[None] | None = None
         self._down: dict[str, asyncio.Event] = {row.name: asyncio.Event() for row in settings.backends}
@@ -130,13 +133,14 @@ class Worker:
         self._snapshots = Snapshots(self._producer, self._names.workers, self.id, self._describe)
         await self._snapshots.send()
         batch_numbers = count(1)
-        short = self.id.rsplit("-", 2)[1]
+        short, retry = self.id.rsplit("-", 2)[1], self._settings.retry
         dispatcher = Dispatcher(
             self._settings,
             self._clock,
             self._fleet,
             self._cache,
             new_batch_id=lambda: f"b-{short}-{next(batch_numbers)}",
+            retries=InPlaceRetries(retry.enabled, RetryBudget(retry.budget_ratio), random.Random()),  # noqa: S311 - jitter
         )
         describer = self._describer = Describer(dispatcher)
         self._backends: dict[str, Backend] = {row.name: OpenAIBackend(row) for row in self._settings.backends}
@@ -150,6 +154,7 @@ class Worker:
             worker=self.id,
             metrics=self._metrics,
             after_let_go=self._snapshots.send,
+            on_room=self._wake_intakes,
             on_finished=lambda lane: describer.finished(lane, now_s=monotonic_s()),
             on_backend_down=lambda name: self._down[name].set(),
             on_fatal=self._fail,
@@ -263,9 +268,8 @@ class Worker:
         await self._dispatch.close()
         for backend in self._backends.values():
             await backend.close()
-        if drained:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(self._snapshots.retract(), _TICK_S)
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self._snapshots.retract(), _TICK_S)
         await self._producer.stop()
         if self._metrics_server is not None:
             self._metrics_server.shutdown()
@@ -356,9 +360,20 @@ class Worker:
             else:
                 metrics.gpu_pressure.labels(gpu).set(int(level))
 
+    def _wake_intakes(self) -> None:
+        for intake in self._intakes:
+            intake.wake()
+
     def _judge_progress(self) -> None:
         """End the process when a lane's reading stands still: its supervisor starts it again, and other workers take over meanwhile."""
         now_s = monotonic_s()
+        is_behind, read_to = self._history.reading
+        if self._catching_up.look({0: Reading(read_to, read_to + is_behind, has_room=True)}, now_s=now_s) is not None:
+            self._fail(
+                f"the logs of its partitions have not been read on for {STUCK_AFTER_S:g} s, and intake waits for them"
+            )
+        if self._retry_watchdog.look(self._retries.reading(), now_s=now_s) is not None:
+            self._fail(f"a retry topic's partition has stood still for {STUCK_AFTER_S:g} s with records to read")
         for intake in self._intakes:
             stuck = intake.watchdog.look(intake.reading(), now_s=now_s)
             if stuck is not None:

@@ -9,6 +9,9 @@ from schemas.headers import Headers
 from schemas.result import Source
 from schemas.topics import Lane
 
+# How long a revoke waits for running calls before it tells the next owner of them.
+REVOKE_DRAIN_S = 3.0
+
 
 class Owner(Protocol):
     """Who acknowledges a delivery."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +19,13 @@ from agents.metrics import WorkerMetrics
 from schemas import headers
 from schemas.cache import CacheEntry
 from schemas.codec import DecodeError, encode
-from schemas.progress import Started
+from schemas.progress import Released, Started
 from schemas.request import DEFAULT_TENANT
 from schemas.result import ErrorType, Outcome, Result, ResultError
 from schemas.topics import Lane, TopicNames
 from streams import outcome
 from streams.deadlines import LONGEST_MS
-from streams.dispatcher import Batch, Dispatcher, Drop, Effect, Finish, HandOver, Send
+from streams.dispatcher import Abort, Batch, Dispatcher, Drop, Effect, Finish, HandOver, Send
 from streams.errors import BackendError, BackendProtocolError, ServingError
 from streams.ports import Backend, Call
 from streams.task import Task, TaskKey
@@ -33,6 +35,7 @@ from wire.producing import DurableProducer, RecordTooLarge
 
 _AFTER_DEADLINE_S = 1.0
 _GRACE_S = 1.0
+_LET_GO_S = 2.0
 
 log = get_logger(__name__)
 
@@ -62,6 +65,7 @@ class DispatchLoop:
         metrics: WorkerMetrics,
         after_let_go: Callable[[], Awaitable[None]],
         on_finished: Callable[[Lane], None] = lambda _lane: None,
+        on_room: Callable[[], None] = lambda: None,
         on_backend_down: Callable[[str], None] = lambda _name: None,
         on_fatal: Callable[[str], None] = lambda _reason: None,
     ) -> None:
@@ -71,7 +75,7 @@ class DispatchLoop:
         self._on_finished, self._on_fatal = on_finished, on_fatal
         self._dead_letters = DeadLetters(producer, names, metrics)
         self._finishing: dict[TaskKey, Task] = {}
-        self._after_let_go = after_let_go
+        self._after_let_go, self._on_room = after_let_go, on_room
         self._calls: dict[TaskKey, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -86,17 +90,20 @@ class DispatchLoop:
         if finishing is not None:
             finishing.deliveries.extend(task.deliveries)
             return
-        starts = self._history.starts.of(task.key, after_attempt=task.attempts)
-        elsewhere = False
         now_s = monotonic_s()
-        if starts and not self.dispatcher.holds(task.key):
-            now_ms = self.dispatcher.clock.ms(now_s)
-            task.attempts = max(start.attempt for start in starts)
-            task.crashes = self._history.peers.crashes(starts, now_ms)
-            elsewhere = self._history.peers.runs(task.task_id, starts, now_ms)
-            task.not_before_s = now_s + _GRACE_S
+        elsewhere = not self.dispatcher.holds(task.key) and self._is_run_elsewhere(task, now_s)
         self._perform(self.dispatcher.accept(task, now_s=now_s, elsewhere=elsewhere))
         self.kick()
+
+    def _is_run_elsewhere(self, task: Task, now_s: float) -> bool:
+        """Whether another worker still runs a redelivered task; takes over what is known of its starts."""
+        history, now_ms = self._history, self.dispatcher.clock.ms(now_s)
+        starts = history.starts.of(task.key, after_attempt=task.attempts)
+        if starts:
+            task.attempts = max(start.attempt for start in starts)
+            task.crashes = history.peers.crashes(starts, now_ms)
+        task.not_before_s = math.inf
+        return history.peers.runs(task.task_id, starts, now_ms)
 
     def ended(self, key: TaskKey) -> None:
         """A terminal record of a task is in the log, written by whomever: what is held of it is let go of."""
@@ -111,6 +118,8 @@ class DispatchLoop:
 
         def still(task: Task) -> bool:
             if self._history.peers.runs(task.task_id, self._history.starts.of(task.key), now_ms):
+                task.not_before_s = math.inf
+            elif task.not_before_s == math.inf:
                 # Its worker's last word and its result come by two logs: the result may be a moment behind.
                 task.not_before_s = now_s + _GRACE_S
             return now_s < task.not_before_s
@@ -135,9 +144,11 @@ class DispatchLoop:
             return not isinstance(delivery, Delivery) or delivery.owner is not owner
 
         self.dispatcher.withdraw(keep, running=running)
+        self._on_room()
 
     async def let_go(self, owner: Owner, timeout_s: float) -> None:
-        """Wait until an intake's running tasks have ended, no longer than that; then tell the next owner what still runs."""
+        """Give up what waits for an intake, wait until its running tasks have ended, no longer than that, and tell what still runs."""
+        self.withdraw(owner, running=False)
         deadline_s = monotonic_s() + timeout_s
         while self._runs_for(owner) and (left_s := deadline_s - monotonic_s()) > 0:
             self._settled.clear()
@@ -145,9 +156,11 @@ class DispatchLoop:
                 await asyncio.wait_for(self._settled.wait(), left_s)
             except TimeoutError:
                 break
+        self.withdraw(owner, running=False)  # what failed meanwhile and waited for another try here
         if self._runs_for(owner):
             try:
-                await self._after_let_go()
+                async with asyncio.timeout(_LET_GO_S):
+                    await self._after_let_go()
             except Exception as error:  # noqa: BLE001 - then the next owner runs again what runs here: work, not an outcome
                 log.warning("snapshot not sent on revoke", error=type(error).__name__)
 
@@ -186,6 +199,8 @@ class DispatchLoop:
 
     def _perform(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
+            if not isinstance(effect, Abort):  # fewer wait than before, or may
+                self._on_room()
             if isinstance(effect, Send):
                 self._spawn(self._run_batch(effect.batch))
             elif isinstance(effect, Finish):
@@ -195,6 +210,7 @@ class DispatchLoop:
                 self._finishing[effect.task.key] = effect.task
                 self._spawn(self._hand_over(effect))
             elif isinstance(effect, Drop):
+                self._release(effect.task)
                 self._acknowledge(effect.task)
             else:
                 self._abort(effect.task)
@@ -216,7 +232,7 @@ class DispatchLoop:
             log.error("batch not announced", batch=batch.id, error=type(error).__name__)
         for task in tasks:
             # Each in a task of its own, so that one can be aborted without the others.
-            if self.dispatcher.is_running(task):
+            if self.dispatcher.runs(task):
                 self._calls[task.key] = self._spawn(self._call(batch, task))
 
     async def _announce(self, batch: Batch) -> None:
@@ -270,7 +286,21 @@ class DispatchLoop:
             self._on_backend_down(batch.backend)
         if not effects and self.dispatcher.holds(task.key):
             self._metrics.retries.labels("in_place").inc()
+            self._release(task)
         return effects
+
+    def _release(self, task: Task) -> None:
+        """Say that a task's last start came to nothing, so that it does not count as a crash when this worker ends."""
+        if task.attempts:
+            self._spawn(self._say_released([task]))
+
+    async def _say_released(self, tasks: Sequence[Task]) -> None:
+        at_ms = self.dispatcher.clock.ms(monotonic_s())
+        for task in tasks:
+            row = (task.task_id, task.source.topic, task.source.offset, task.attempts)
+            record = Released(self._worker, [row], at_ms)
+            partition = task.source.partition
+            await self._producer.post(self._names.progress, partition, key=self._worker.encode(), value=encode(record))
 
     # The end of a task
 
@@ -283,8 +313,8 @@ class DispatchLoop:
             return  # not acknowledged: delivered again to whoever comes next
         except Exception as error:  # noqa: BLE001 - an outcome that cannot be written (nested too deeply) must not hold its partition
             log.error("result not writable", task_id=task.task_id, error=type(error).__name__)
-            result = await self._write(task, self._unwritable(task), None)
-        self._history.index.observe(task.task_id, task.source, result.outcome)
+            result = await self._write(task, self._failed_inside(task, "the result could not be written"), None)
+        self._history.ended(task.key, task.source, result.outcome)
         self._acknowledge(task)
         self._count(task, result)
         self._remember(task, result, effect.cacheable)
@@ -303,13 +333,18 @@ class DispatchLoop:
             )
         except ProducerClosed:
             return  # not acknowledged: delivered again to whoever comes next
-        except Exception as error:  # noqa: BLE001 - what cannot be handed over ends here, with an outcome
+        except Exception as error:  # noqa: BLE001 - what cannot be handed over stays here, or ends with an outcome
             log.error("retry not writable", task_id=task.task_id, error=type(error).__name__)
-            await self._finish(Finish(task, self._unwritable(task)))
+            self._finishing.pop(task.key, None)
+            if effect.error is None:
+                self.accept(task)
+            else:
+                await self._finish(Finish(task, self._failed_inside(task, "the retry could not be written")))
             return
         reason = "parked" if effect.error is None else effect.error.type.value
         log.info("handed over", task_id=task.task_id, tier=effect.tier.value, reason=reason, attempt=task.attempts)
-        self._metrics.retries.labels(effect.tier.value).inc()
+        if effect.error is not None:
+            self._metrics.retries.labels(effect.tier.value).inc()
         self._acknowledge(task)
 
     def _acknowledge(self, task: Task) -> None:
@@ -320,9 +355,9 @@ class DispatchLoop:
             delivery.complete()
         self._settled.set()
 
-    def _unwritable(self, task: Task) -> Result:
+    def _failed_inside(self, task: Task, detail: str) -> Result:
         now_s = monotonic_s()
-        error = InternalError("the result could not be written")
+        error = InternalError(detail)
         failed = outcome.failed(task, error, now_s=now_s, now_ms=self.dispatcher.clock.ms(now_s))
         return replace(failed, metadata={})
 
@@ -384,7 +419,7 @@ class DispatchLoop:
             )
         except ProducerClosed:
             return
-        self._history.index.observe(task_id, delivery.source, result.outcome)
+        self._history.ended((task_id, delivery.partition), delivery.source, result.outcome)
         delivery.complete()
         self._metrics.results[delivery.lane, result.outcome].inc()
         self._on_finished(delivery.lane)
@@ -433,9 +468,11 @@ class DispatchLoop:
         return True
 
     async def close(self) -> None:
-        """End what still runs; nothing of it is acknowledged."""
+        """End what still runs; nothing of it is acknowledged, and it does not count as a crash of its task."""
         if self._timer is not None:
             self._timer.cancel()
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self._say_released(self.dispatcher.running), _LET_GO_S)
         for running in list(self._background):
             running.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

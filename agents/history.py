@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError
 from agents.transport import GULP_BYTES, GULP_WAIT_MS
 from schemas import headers as names
 from schemas.codec import DecodeError, decode
-from schemas.progress import Started, WorkerSnapshot
+from schemas.progress import Released, Started, WorkerSnapshot
 from schemas.result import Outcome, Result, Source
 from schemas.topics import Lane, RetryTier
 from streams.outcome import FinishedIndex
@@ -57,13 +57,15 @@ class History:
 
     def __init__(self, kafka: KafkaSettings, *, client_id: str, worker: str) -> None:
         self._kafka, self._names, self._client_id = kafka, kafka.names, client_id
-        self.index, self.starts, self.ends, self.peers = FinishedIndex(), StartsIndex(), RecentEnds(), Peers(worker)
+        self.index, self.ends, self.peers = FinishedIndex(), RecentEnds(), Peers(worker)
+        self.starts = StartsIndex(self.ends)
         self.on_outcome: Callable[[TaskKey], None] = lambda _key: None
         self._groups = {self._names.requests(lane): self._names.group(lane.value) for lane in Lane}
         self._groups |= {self._names.retry(tier): self._names.group("retry") for tier in RetryTier}
         self._retries = {self._names.retry(tier) for tier in RetryTier}
         self._places: dict[Place, _Followed] = {}
         self._positions: dict[TopicPartition, int] = {}
+        self._begun: set[Place] = set()
         self._workers = TopicPartition(self._names.workers, 0)
         self._changed = asyncio.Event()
 
@@ -86,15 +88,31 @@ class History:
     def follow(self, topic: str, partitions: Iterable[int]) -> None:
         """Take note of a topic's partitions after a rebalance; what was held of others is forgotten.
 
-        A partition kept over a rebalance needs no second look: its logs were followed without a break.
+        A partition that was kept was followed without a break, but somebody may have had it in between (a worker that slept through
+        a generation): its logs are read to where they end now, from where they were read to.
         """
         owned = set(partitions)
-        for place in [place for place in self._places if place[0] == topic and place[1] not in owned]:
-            self.index.release(*place)
-            self._places.pop(place).ready.set()  # who waits for it looks again, and finds the partition gone
+        for place in [place for place in self._places if place[0] == topic]:
+            self._places.pop(place).ready.set()  # who waits for it looks again
+            if place[1] not in owned:
+                self.index.release(*place)
         for partition in owned:
-            self._places.setdefault((topic, partition), _Followed())
+            self._places[topic, partition] = _Followed()
+        followed = {partition for _, partition in self._places}
+        for partition in {tp.partition for tp in self._positions if tp != self._workers} - followed:
+            self.starts.release(partition)
         self._changed.set()
+
+    def ended(self, key: TaskKey, source: Source, outcome: Outcome) -> None:
+        """Take note of a terminal record, this worker's own too: it knows of them before it reads them."""
+        self.index.observe(key[0], source, outcome)
+        self.ends.add(key)
+        self.starts.ended(key)
+
+    @property
+    def reading(self) -> tuple[bool, int]:
+        """Return whether some partition's logs are still to be caught up with, and how far all logs were read, in one number."""
+        return any(not each.ready.is_set() for each in self._places.values()), sum(self._positions.values())
 
     def committed(self, topic: str, partition: int, offset: int) -> None:
         if (topic, partition) in self._places and topic not in self._retries:
@@ -116,6 +134,7 @@ class History:
                 for place, followed in self._places.items():
                     if not followed.ready.is_set():
                         self._places[place] = _Followed(followed.ready)
+                        self._begun.discard(place)
                 self._changed.set()
                 await asyncio.sleep(_RETRY_S)
             finally:
@@ -141,12 +160,18 @@ class History:
             if record.topic == self._names.results:
                 self._observe_result(record.key, record.value, record.headers, record.partition)
             elif record.topic == self._names.progress:
-                self.starts.observe(decode(Started, record.value or b""), record.partition)
+                self._observe_progress(record.value or b"", record.partition)
             elif record.key and not record.key.startswith(_GATEWAY):
                 snapshot = None if record.value is None else decode(WorkerSnapshot, record.value)
                 self.peers.observe(record.key.decode(), snapshot, record.timestamp)
         except (DecodeError, ValueError):
             log.warning("record not understood", topic=record.topic, partition=record.partition)
+
+    def _observe_progress(self, value: bytes, partition: int) -> None:
+        if b'"released"' in value:
+            self.starts.released(decode(Released, value), partition)
+        else:
+            self.starts.observe(decode(Started, value), partition)
 
     def _observe_result(self, key: bytes | None, value: bytes, headers: names.Headers, partition: int) -> None:
         """Take note of a terminal record. One written by others may lack our headers and is parsed."""
@@ -156,16 +181,16 @@ class History:
             task_id, at, how = result.task_id, result.source, result.outcome
         else:
             task_id, at, how = key.decode(), Source.parse(source), Outcome(outcome)
-        self.index.observe(task_id, at, how)
-        ended = (task_id, partition)
-        self.starts.ended(ended)
-        if any((topic, partition) in self._places for topic in self._retries):
-            self.ends.add(ended)
-        self.on_outcome(ended)
+        if at.partition != partition:
+            raise ValueError("a result of another partition number")
+        self.ended((task_id, partition), at, how)
+        self.on_outcome((task_id, partition))
 
     async def _reassign(self, consumer: AIOKafkaConsumer) -> None:
         asked = {place: followed for place, followed in self._places.items() if followed.targets is None}
-        starts = await self._starts(consumer, asked) if asked else {}
+        new = [place for place in asked if place not in self._begun]
+        starts = await self._starts(consumer, new) if new else {}
+        self._begun = {place for place in (*self._begun, *new) if place in self._places}
         wanted = {tp for _, partition in self._places for tp in self._logs(partition)}
         if self._places:
             wanted.add(self._workers)
@@ -197,6 +222,8 @@ class History:
 
     async def _starts(self, consumer: AIOKafkaConsumer, asked: Iterable[Place]) -> dict[TopicPartition, int]:
         """Return where in the logs to begin, for the partition numbers of places."""
+        # Before the lanes are looked at: what is appended and cancelled in between must lie behind it.
+        ends = dict(await consumer.end_offsets([tp for _, partition in asked for tp in self._logs(partition)]))
         committed = await self._committed(asked)
         for tp, offset in committed.items():
             if tp.topic not in self._retries and (tp.topic, tp.partition) in self._places:
@@ -204,11 +231,9 @@ class History:
         first_ms: dict[int, int] = {}
         for tp, appended_ms in (await self._first_appended_ms(committed)).items():
             first_ms[tp.partition] = min(appended_ms, first_ms.get(tp.partition, appended_ms))
-        starts = dict(await consumer.end_offsets([tp for _, partition in asked for tp in self._logs(partition)]))
         looked_up = {tp: max(ms - LOOK_BACK_MS, 0) for p, ms in first_ms.items() for tp in self._logs(p)}
         found = await consumer.offsets_for_times(looked_up) if looked_up else {}
-        starts.update({tp: at.offset for tp, at in found.items() if at is not None})
-        return starts
+        return ends | {tp: at.offset for tp, at in found.items() if at is not None}
 
     async def _committed(self, asked: Iterable[Place]) -> dict[TopicPartition, int]:
         """Return the next offset that its group reads of each place; 0 where it never committed."""

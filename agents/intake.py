@@ -6,13 +6,13 @@ The agent is thin, and no exception leaves it: an event that is never acknowledg
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from faust.types import TP
 
-from agents.delivery import Delivery, Owner
+from agents.delivery import REVOKE_DRAIN_S, Delivery, Owner
 from agents.metrics import WorkerMetrics
 from agents.transport import App
 from schemas.codec import DecodeError, decode_request
@@ -34,7 +34,6 @@ from wire.logs import get_logger
 MOST_SPAN = 512
 # Tasks a lane may hold that are not dispatched; beyond it the lane stops fetching and its backlog stays in Kafka.
 MOST_WAITING = {Lane.CRITICAL: 2048, Lane.HIGH: 1024, Lane.NORMAL: 512, Lane.LOW: 256}
-REVOKE_DRAIN_S = 3.0
 _NO_GENERATION = -1
 
 log = get_logger(__name__)
@@ -72,6 +71,7 @@ def new_task(delivery: Delivery, request: InferenceTask, task_id: str, due_ms: i
         tenant=request.tenant or DEFAULT_TENANT,
         request=request,
         sources=[delivery.source],
+        place=(delivery.record.topic, delivery.record.partition),
         deliveries=[delivery],
         origin=delivery,
         headers=delivery.headers,
@@ -108,6 +108,9 @@ class LaneIntake:
         self._acks: dict[int, InOrderAcks[Any]] = defaultdict(InOrderAcks)
         self._generation = _NO_GENERATION
         self._changed = asyncio.Event()
+        # What was fetched of a partition whose span is full; nothing more of it is, see `is_full`.
+        self._overflow: dict[int, deque[Delivery]] = defaultdict(deque)
+        self._is_blocked = self._is_revoking = False
         self.is_closed = False
         self.joined = asyncio.Event()
         self.partitions: set[int] = set()
@@ -127,7 +130,7 @@ class LaneIntake:
     async def _admit(self, event: Any) -> None:
         message = event.message
         generation = message.generation_id
-        if self.is_closed or generation != self._generation or generation != self.app.consumer_generation_id:
+        if self._is_over(generation) or generation != self.app.consumer_generation_id:
             return  # not acknowledged: the partition's next owner gets it
         source = Source(message.topic, message.partition, message.offset)
         delivery = Delivery(
@@ -145,16 +148,29 @@ class LaneIntake:
         self._acks[message.partition].add(message.offset, event)
         self.fetched_through[message.partition] = message.offset
         if not self._past.is_caught_up(self.topic, message.partition):
-            await self._past.caught_up(self.topic, message.partition)
-            if generation != self._generation:
-                return
-        try:
-            self._take(delivery)
-        except Exception as error:  # noqa: BLE001 - whatever a record does to us, it gets an outcome
-            log.error("request not understood", lane=self.lane.value, error=type(error).__name__)
-            task_id = made_id(self.lane, delivery.partition, delivery.offset)
-            self._reject(delivery, DecodeError(ErrorType.INTERNAL, "the request could not be handled"), task_id)
-        await self._room(message.partition, generation)
+            while not self._past.is_caught_up(self.topic, message.partition):
+                await self._past.caught_up(self.topic, message.partition)
+                if self._is_over(generation):
+                    return
+        self._overflow[message.partition].append(delivery)
+        self._take_what_fits(message.partition)
+        await self._room(generation)
+
+    def _is_over(self, generation: int) -> bool:
+        """Whether what was delivered in a generation is left to the partition's next owner."""
+        return self.is_closed or self._is_revoking or generation != self._generation
+
+    def _take_what_fits(self, partition: int) -> None:
+        """Take in what was delivered of a partition and lies within its span."""
+        waiting, acks = self._overflow[partition], self._acks[partition]
+        while waiting and waiting[0].offset - (acks.oldest or 0) < MOST_SPAN:
+            delivery = waiting.popleft()
+            try:
+                self._take(delivery)
+            except Exception as error:  # noqa: BLE001 - whatever a record does to us, it gets an outcome
+                log.error("request not understood", lane=self.lane.value, error=type(error).__name__)
+                task_id = made_id(self.lane, delivery.partition, delivery.offset)
+                self._reject(delivery, DecodeError(ErrorType.INTERNAL, "the request could not be handled"), task_id)
 
     def _take(self, delivery: Delivery) -> None:
         """Decode a record and hand it over; what cannot be read is rejected, what has an outcome is completed."""
@@ -188,13 +204,19 @@ class LaneIntake:
         else:
             self._receiver.reject(delivery, error, task_id)
 
-    async def _room(self, partition: int, generation: int) -> None:
-        """Wait until the partition's span and the lane's bound leave room: the backlog stays in Kafka."""
-        while generation == self._generation and not self.is_closed:
-            if self._has_room(partition):
-                return
-            self._changed.clear()
-            await self._changed.wait()
+    async def _room(self, generation: int) -> None:
+        """Wait until the lane's bound leaves room: the backlog stays in Kafka."""
+        try:
+            while not self._is_over(generation) and self._receiver.waiting(self.lane) >= MOST_WAITING[self.lane]:
+                self._is_blocked = True
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self._is_blocked = False
+
+    def is_full(self, partition: int) -> bool:
+        """Whether nothing more of a partition is to be fetched now: one task at its head holds all behind it up, but no other."""
+        return self._acks[partition].span >= MOST_SPAN
 
     def complete(self, delivery: Delivery) -> None:
         """Acknowledge what may be acknowledged now that this delivery is done. A delivery of an old generation changes nothing."""
@@ -202,6 +224,8 @@ class LaneIntake:
             return
         for event in self._acks[delivery.partition].complete(delivery.offset):
             event.ack()
+        if self._overflow[delivery.partition] and not self._is_over(delivery.generation):
+            self._take_what_fits(delivery.partition)
         self.wake()
 
     def wake(self) -> None:
@@ -216,14 +240,17 @@ class LaneIntake:
     # PartitionsObserver
 
     async def revoking(self, partitions: set[TP]) -> None:
-        self._receiver.withdraw(self, running=False)
+        self._is_revoking = True
+        self._overflow.clear()
         await self._receiver.let_go(self, REVOKE_DRAIN_S)
         # What is acknowledged by now is committed next; an acknowledgement after that would be committed for a generation that is over.
         self._generation = _NO_GENERATION
 
     async def assigned(self, partitions: set[TP], generation: int) -> None:
         self._receiver.withdraw(self, running=True)
+        self._is_revoking = False
         self._acks.clear()
+        self._overflow.clear()
         self.fetched_through.clear()
         self._generation = generation
         self.partitions = {tp.partition for tp in partitions if tp.topic == self.topic}
@@ -241,13 +268,10 @@ class LaneIntake:
         """Return how far each partition was read, what there is to read, and whether this side is what holds it up."""
         ends = self.app.read_to_and_ends(self.topic)
         return {
-            partition: Reading(read_to, end, has_room=self._has_room(partition))
+            partition: Reading(read_to, end, has_room=not self._is_blocked and not self.is_full(partition))
             for partition, (read_to, end) in ends.items()
             if self._past.is_caught_up(self.topic, partition)
         }
-
-    def _has_room(self, partition: int) -> bool:
-        return self._acks[partition].span < MOST_SPAN and self._receiver.waiting(self.lane) < MOST_WAITING[self.lane]
 
     def __repr__(self) -> str:
         return f"LaneIntake({self.lane.value}, generation={self._generation}, partitions={sorted(self.partitions)})"

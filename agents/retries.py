@@ -8,38 +8,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaError
 
-from agents.delivery import Delivery
+from agents.delivery import REVOKE_DRAIN_S, Delivery
 from agents.intake import MOST_SPAN, MOST_WAITING, Past, Receiver, new_task
 from agents.metrics import WorkerMetrics
 from schemas import headers as names
 from schemas.codec import DecodeError, decode_request
-from schemas.headers import Headers
 from schemas.result import ErrorType, Source
+from schemas.retry import Retry
 from schemas.topics import MIB, Lane, RetryTier
 from streams.acks import InOrderAcks
 from streams.brokertime import BrokerClock
 from streams.dispatcher import HandOver
 from streams.settings import KafkaSettings
-from streams.task import Task
+from streams.watchdog import Reading
 from wire.clock import monotonic_s
 from wire.connection import consumer_options
 from wire.logs import get_logger
 from wire.reading import stop_consumer
 
-REVOKE_DRAIN_S = 3.0
 _POLL_S = 0.25
 _COMMIT_EVERY_S = 1.0
 _RETRY_S = 1.0
 _REBALANCE_S = 30.0
 # Records of a partition that are held while they are not due; the partition is paused with them and resumed below them.
 _MOST_HELD, _MOST_HELD_BYTES = 64, MIB
+# Retries that a lane takes in beyond the bound of its waiting requests.
+_OWN_ROOM = 64
 
 log = get_logger(__name__)
 
@@ -62,14 +64,34 @@ def headers_of(effect: HandOver, origin: Delivery) -> list[tuple[str, bytes]]:
     return [*names.own(origin.headers), *ours]
 
 
+@dataclass(slots=True)
 class _Held:
-    """A record that was fetched, and when it is due."""
+    """A record that was fetched, and when it is due. `retry` None: it is no record of a retry."""
 
-    __slots__ = ("due_ms", "record", "size_bytes")
+    record: Any
+    retry: Retry | None
+    due_ms: int
 
-    def __init__(self, record: Any) -> None:
-        self.record, self.size_bytes = record, len(record.value or b"")
-        self.due_ms = _number(record.headers, names.NOT_BEFORE_MS) or 0
+    @property
+    def size_bytes(self) -> int:
+        return len(self.record.value or b"")
+
+
+class _Partition:
+    """What was fetched of one partition: a queue for each lane, so that a full lane holds no other one up."""
+
+    def __init__(self) -> None:
+        self.acks: InOrderAcks[int] = InOrderAcks()
+        self.queues: dict[Lane, deque[_Held]] = {lane: deque() for lane in Lane}
+
+    @property
+    def is_full(self) -> bool:
+        held = [each for queue in self.queues.values() for each in queue]
+        return (
+            len(held) >= _MOST_HELD
+            or sum(each.size_bytes for each in held) >= _MOST_HELD_BYTES
+            or self.acks.span >= MOST_SPAN
+        )
 
 
 class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -89,8 +111,8 @@ class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
         self._kafka, self._names, self._client_id, self._session_s = kafka, kafka.names, client_id, session_s
         self._clock, self._receiver, self._past, self._metrics = clock, receiver, past, metrics
         self._topics = [self._names.retry(tier) for tier in RetryTier]
-        self._held: dict[TopicPartition, deque[_Held]] = {}
-        self._acks: dict[TopicPartition, InOrderAcks[int]] = defaultdict(InOrderAcks)
+        self._delays_ms = {self._names.retry(tier): tier.delay_ms for tier in RetryTier}
+        self._partitions: dict[TopicPartition, _Partition] = {}
         self._done: dict[TopicPartition, int] = {}
         self._generation = 0
         self._committed_s = 0.0
@@ -119,6 +141,7 @@ class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
                     await stop_consumer(consumer)
 
     def _options(self) -> dict[str, Any]:
+        instance = self._kafka.group_instance_id
         return consumer_options(self._kafka, client_id=f"{self._client_id}-retry") | {
             "group_id": self._names.group("retry"),
             "auto_offset_reset": "earliest",
@@ -126,86 +149,99 @@ class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
             "session_timeout_ms": int(self._session_s * 1000),
             "heartbeat_interval_ms": int(self._session_s * 250),
             "rebalance_timeout_ms": int(_REBALANCE_S * 1000),
+            "group_instance_id": f"{instance}-{self._names.group('retry')}" if instance else None,
         }
 
     async def _turn(self, consumer: AIOKafkaConsumer) -> None:
         """Fetch what came, hand on what is due, commit what is done."""
         for tp, records in (await consumer.getmany(timeout_ms=int(_POLL_S * 1000), max_records=_MOST_HELD)).items():
-            if tp in self._held:
-                self._held[tp].extend(map(_Held, records))
+            partition = self._partitions.get(tp)
+            if partition is not None:
+                for record in records:
+                    self._hold(partition, record)
         now_ms = self._clock.ms(monotonic_s())
-        for tp, held in self._held.items():
-            self._hand_on(tp, held, now_ms)
-            self._throttle(consumer, tp, held)
+        for tp, partition in self._partitions.items():
+            if not self.is_closed and self._past.is_caught_up(tp.topic, tp.partition):
+                for lane, queue in partition.queues.items():
+                    self._hand_on(lane, queue, now_ms)
+            self._throttle(consumer, tp, is_full=partition.is_full)
         if monotonic_s() - self._committed_s >= _COMMIT_EVERY_S:
             await self._commit(consumer)
 
-    def _hand_on(self, tp: TopicPartition, held: deque[_Held], now_ms: int) -> None:
-        if self.is_closed or not self._past.is_caught_up(tp.topic, tp.partition):
+    def _hold(self, partition: _Partition, record: Any) -> None:
+        partition.acks.add(record.offset, record.offset + 1)
+        try:
+            retry = Retry.parse(record.headers, record.partition, self._names)
+        except ValueError:
+            # One that others wrote: it is rejected in its turn, with the least urgent.
+            partition.queues[Lane.LOW].append(_Held(record, None, 0))
             return
-        while held and held[0].due_ms <= now_ms and self._acks[tp].span < MOST_SPAN:
-            record = held[0].record
-            if self._receiver.waiting(_lane(record.headers)) >= MOST_WAITING[_lane(record.headers)]:
-                return
-            held.popleft()
-            self._acks[tp].add(record.offset, record.offset + 1)
-            self._take(record)
+        # Never later than the topic's delay, whatever the header says: the records behind it wait for it.
+        due_ms = min(retry.not_before_ms, record.timestamp + self._delays_ms[record.topic])
+        partition.queues[retry.lane].append(_Held(record, retry, due_ms))
 
-    def _throttle(self, consumer: AIOKafkaConsumer, tp: TopicPartition, held: deque[_Held]) -> None:
+    def _hand_on(self, lane: Lane, queue: deque[_Held], now_ms: int) -> None:
+        # A lane whose requests stand at its bound must not keep its retries out for ever: they have room of their own beyond it.
+        while queue and queue[0].due_ms <= now_ms and self._receiver.waiting(lane) < MOST_WAITING[lane] + _OWN_ROOM:
+            self._take(queue.popleft())
+
+    def _throttle(self, consumer: AIOKafkaConsumer, tp: TopicPartition, *, is_full: bool) -> None:
         is_paused = tp in consumer.paused()
-        fill_ratio = max(len(held) / _MOST_HELD, sum(each.size_bytes for each in held) / _MOST_HELD_BYTES)
-        if fill_ratio >= 1 and not is_paused:
+        if is_full and not is_paused:
             consumer.pause(tp)
-        elif fill_ratio < 0.5 and is_paused:
+        elif not is_full and is_paused:
             consumer.resume(tp)
 
-    def _take(self, record: Any) -> None:
-        delivery = self._delivery(record)
-        task_id = names.find(record.headers, names.TASK_ID)
-        try:
-            self._receiver.accept(self._task(record, delivery, task_id))
-        except _Finished:
-            self._metrics.redelivered[delivery.lane].inc()
+    def _take(self, held: _Held) -> None:
+        record, retry = held.record, held.retry
+        delivery = self._delivery(record, retry)
+        if retry is None:
+            # A name like those made for lane records would be another task's.
+            made = f"{record.topic}.{record.partition}.{record.offset}"
+            error = DecodeError(ErrorType.INVALID_REQUEST, "this is no record of a retry")
+            self._receiver.reject(delivery, error, made)
+            return
+        if self._past.is_finished((retry.task_id, record.partition)):
+            self._metrics.redelivered[retry.lane].inc()
             delivery.complete()
+            return
+        try:
+            task = new_task(delivery, decode_request(record.value), retry.task_id, retry.deadline_ms, self._clock)
+            task.attempts, task.hops = retry.attempts, retry.hops
+            self._receiver.accept(task)
+        except DecodeError as error:
+            self._receiver.reject(delivery, error, retry.task_id)
         except Exception as error:  # noqa: BLE001 - whatever a record does to us, it gets an outcome
             log.error("retry not understood", source=str(delivery.record), error=type(error).__name__)
-            # One that others wrote may name no task. A name like those made for lane records would be another task's.
-            made = task_id or f"{record.topic}.{record.partition}.{record.offset}"
-            told = error if isinstance(error, DecodeError) else None
-            cause = told or DecodeError(ErrorType.INVALID_REQUEST, "this is no record of a retry")
-            self._receiver.reject(delivery, cause, made)
+            unhandled = DecodeError(ErrorType.INTERNAL, "the retry could not be handled")
+            self._receiver.reject(delivery, unhandled, retry.task_id)
 
-    def _task(self, record: Any, delivery: Delivery, task_id: str | None) -> Task:
-        """Return the task of a retry record. Raises: _Finished, DecodeError, ValueError."""
-        due_ms = _number(record.headers, names.DEADLINE_MS)
-        if task_id is None or due_ms is None:
-            raise ValueError("no headers of a retry")
-        if self._past.is_finished((task_id, record.partition)):
-            raise _Finished
-        task = new_task(delivery, decode_request(record.value), task_id, due_ms, self._clock)
-        task.attempts = _number(record.headers, names.ATTEMPTS) or 0
-        task.hops = _number(record.headers, names.HOPS) or 0
-        return task
-
-    def _delivery(self, record: Any) -> Delivery:
+    def _delivery(self, record: Any, retry: Retry | None) -> Delivery:
         place = Source(record.topic, record.partition, record.offset)
-        source = names.find(record.headers, names.SOURCE)
-        try:
-            lane_record = Source.parse(source) if source else place
-        except ValueError:
-            lane_record = place
         return Delivery(
             owner=self,
             group=self._names.group("retry"),
-            lane=_lane(record.headers),
+            lane=Lane.LOW if retry is None else retry.lane,
             record=place,
-            source=lane_record,
+            source=place if retry is None else retry.source,
             generation=self._generation,
             key=record.key,
             value=record.value,
             headers=record.headers,
-            appended_ms=_number(record.headers, names.APPENDED_MS) or record.timestamp,
+            appended_ms=record.timestamp if retry is None else retry.appended_ms,
         )
+
+    def reading(self) -> dict[int, Reading]:
+        """Return how far each partition was read, numbered in any order that stays the same."""
+        consumer = self._consumer
+        if consumer is None:
+            return {}
+        found = {}
+        for number, (tp, partition) in enumerate(sorted(self._partitions.items(), key=lambda item: item[0])):
+            state = consumer._subscription.subscription.assignment.state_value(tp)
+            if state is not None and state.has_valid_position and state.lso is not None:
+                found[number] = Reading(state.position, state.lso, has_room=not partition.is_full)
+        return found
 
     # Acknowledgement
 
@@ -214,7 +250,7 @@ class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
         if delivery.generation != self._generation:
             return
         tp = TopicPartition(delivery.record.topic, delivery.partition)
-        released = self._acks[tp].complete(delivery.offset)
+        released = self._partitions[tp].acks.complete(delivery.offset)
         if released:
             self._done[tp] = released[-1]
 
@@ -227,17 +263,14 @@ class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
             await consumer.commit(done)
         except CommitFailedError:  # a rebalance came before: the records are delivered again
             log.info("retry offsets not committed", partitions=len(done))
-        except KafkaError:
-            self._done = done | self._done
-            raise
 
     # Rebalances
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        if not self._held:
+        if not self._partitions:
             return
-        self._held.clear()
-        self._receiver.withdraw(self, running=False)
+        for partition in self._partitions.values():
+            partition.queues = {lane: deque() for lane in Lane}
         await self._receiver.let_go(self, REVOKE_DRAIN_S)
         if self._consumer is not None:
             with contextlib.suppress(KafkaError):
@@ -246,16 +279,15 @@ class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         self._forget()
-        self._held = {tp: deque() for tp in assigned}
+        self._partitions = {tp: _Partition() for tp in assigned}
         for topic in self._topics:
-            self._past.follow(topic, [tp.partition for tp in self._held if tp.topic == topic])
+            self._past.follow(topic, [tp.partition for tp in self._partitions if tp.topic == topic])
 
     def _forget(self) -> None:
         """Begin a new generation: what is completed of the old one must not be committed."""
         self._generation += 1
         self._receiver.withdraw(self, running=True)
-        self._held.clear()
-        self._acks.clear()
+        self._partitions = {}
         self._done.clear()
 
     # The end
@@ -274,21 +306,4 @@ class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
             await stop_consumer(consumer)
 
     def __repr__(self) -> str:
-        return f"RetryIntake(generation={self._generation}, partitions={len(self._held)})"
-
-
-class _Finished(Exception):
-    """The task has its outcome."""
-
-
-def _lane(headers: Headers) -> Lane:
-    """Return a retry's lane; one that others wrote without saying waits with the least urgent."""
-    try:
-        return Lane(names.find(headers, names.LANE) or Lane.LOW)
-    except ValueError:
-        return Lane.LOW
-
-
-def _number(headers: Headers, name: str) -> int | None:
-    text = names.find(headers, name)
-    return int(text) if text is not None and text.lstrip("-").isdecimal() else None
+        return f"RetryIntake(generation={self._generation}, partitions={len(self._partitions)})"

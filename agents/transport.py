@@ -25,6 +25,8 @@ SUPPORTED = {"faust-streaming": "0.15.3", "mode-streaming": "0.7.1", "aiokafka":
 # A burst of records is taken out of one fetch without giving the loop up for longer than this many.
 _YIELD_EVERY = 64
 GULP_BYTES, GULP_WAIT_MS = 65_536, 250
+# Every partition is full: looked at again after this.
+_ALL_FULL_S = 0.05
 
 log = get_logger(__name__)
 
@@ -43,6 +45,10 @@ class PartitionsObserver(Protocol):
     async def assigned(self, partitions: set[TP], generation: int) -> None: ...
 
     def committed(self, offsets: Mapping[TP, int]) -> None: ...
+
+    def is_full(self, partition: int) -> bool:
+        """Whether nothing more of a partition is to be fetched for now."""
+        ...
 
 
 def check_versions() -> None:
@@ -101,6 +107,16 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
     @property
     def _observer(self) -> PartitionsObserver | None:
         return getattr(self.app, "observer", None)
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        # Stock's own pause drops the rest of what was fetched, and commits past it. What is merely not asked for stays with the
+        # fetcher, so a partition that one long call holds up does not hold up the others of its lane.
+        if active_partitions and self._observer is not None:
+            active_partitions = {tp for tp in active_partitions if not self._observer.is_full(tp.partition)}
+            if not active_partitions:
+                await asyncio.sleep(_ALL_FULL_S)
+                return {}
+        return await super()._getmany(active_partitions=active_partitions, timeout=timeout)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         # Stock: acknowledged but uncommitted offsets are thrown away before the commit, so a scale-up repeats up to 2.8 s of work.

@@ -129,9 +129,11 @@ class View:
         self._started(task_id, partition, _Start(attempts, -1))
 
     def progress_record(self, partition: int, value: bytes | None) -> None:
-        """A batch that was sent to a backend."""
+        """A batch that was sent to a backend, or starts of such batches that came to nothing."""
         try:
             raw = orjson.loads(value or b"")
+            if "released" in raw:  # starts that came to nothing: the task stays what it is, and is tried again
+                return
             at_ms, rows = int(raw["at_ms"]), [(str(a), self._lanes[b], int(c), int(d)) for a, b, c, d in raw["tasks"]]
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             self.not_understood += 1

@@ -20,6 +20,15 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Released:
+    """Starts that ended without an outcome, by the worker that made them: a failed try, or a call given up. Rows as in `Started`."""
+
+    worker: str
+    released: list[tuple[str, str, int, int]]
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of a streamed answer; `seq` counts from 0 within an attempt."""
 

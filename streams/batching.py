@@ -44,6 +44,8 @@ class Window:
     _full: dict[bytes, None] = field(default_factory=dict)
     waiting: int = 0
     tokens: int = 0
+    shut_since_s: float | None = None
+    """Since when no backend would take this class, None while one does."""
     lead_s: float = 0.0
     """An answer's expected time: a group whose head's deadline would be missed by waiting leaves that much before it."""
 
@@ -117,12 +119,6 @@ class Window:
     def __iter__(self) -> Iterator[Task]:
         for group in self._groups.values():
             yield from group.tasks
-
-    @property
-    def oldest_s(self) -> float | None:
-        """Return when the oldest member was taken in, None when nothing waits."""
-        key = self._oldest()
-        return None if key is None else self.head(key).accepted_s
 
     def waiting_since(self, since_s: float) -> Iterator[Task]:
         """Yield the members that were taken in at `since_s` or before."""

@@ -146,6 +146,8 @@ class Dispatcher:
     _waiting: dict[TaskKey, tuple[RouteClass, bytes]] = field(default_factory=dict)
     _running: dict[TaskKey, _Running] = field(default_factory=dict)
     _elsewhere: dict[TaskKey, Task] = field(default_factory=dict)
+    _suspects: dict[TaskKey, Task] = field(default_factory=dict)
+    _suspect: Task | None = None
     _delayed: list[tuple[float, int, Task]] = field(default_factory=list)
     _expiries: list[tuple[float, int, Task]] = field(default_factory=list)
     _newest_sent: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -170,7 +172,8 @@ class Dispatcher:
         """Take a task in. One that is held already (redelivered) gives its deliveries to it and ends with it.
 
         `elsewhere`: another worker still runs it, so it is held back until `reconsider` says otherwise. Which task has crashed
-        how many workers is told by its `crashes`: with three it runs alone once more, with four it is given up.
+        how many workers is told by its `crashes`: with three it is a suspect and runs once more, in a batch of its own and beside no
+        other suspect, so that another end of the worker is put down to it alone; with four it is given up.
         """
         held = self._tasks.get(task.key)
         if held is not None:
@@ -198,14 +201,14 @@ class Dispatcher:
         if elsewhere:
             self._elsewhere[task.key] = task
         else:
-            self._enqueue(task)
+            self._admit(task)
         return []
 
     def reconsider(self, still: Callable[[Task], bool]) -> None:
         """Queue the tasks that are held back for another worker's sake and for which `still` is false: it will not end them."""
         for task in [task for task in self._elsewhere.values() if not still(task)]:
             del self._elsewhere[task.key]
-            self._enqueue(task)
+            self._admit(task)
 
     def withdraw(self, keep: Callable[[object], bool], *, running: bool) -> list[Task]:
         """Let go of deliveries for which `keep` is false: their partition is gone. Return the tasks that have none left.
@@ -291,6 +294,7 @@ class Dispatcher:
     def step(self, now_s: float) -> list[Effect]:
         """Return everything that is due now, and set `next_deadline_s` to when to call again (None: on the next change)."""
         effects: list[Effect] = list(self._expire(now_s))
+        self._let_one_suspect_through()
         while self._delayed and self._delayed[0][0] <= now_s:
             _, _, task = heapq.heappop(self._delayed)
             if self._tasks.get(task.key) is task:
@@ -329,8 +333,10 @@ class Dispatcher:
     def running(self) -> list[Task]:
         return [entry.task for entry in self._running.values()]
 
-    def is_running(self, task: Task) -> bool:
-        return task.key in self._running
+    def runs(self, task: Task) -> bool:
+        """Whether this very task is with a backend; another of its key may be."""
+        entry = self._running.get(task.key)
+        return entry is not None and entry.task is task
 
     def holds(self, key: TaskKey) -> bool:
         return key in self._tasks
@@ -343,11 +349,23 @@ class Dispatcher:
 
     # Inside
 
+    def _admit(self, task: Task) -> None:
+        if task.crashes == MOST_CRASHES:
+            self._suspects[task.key] = task
+        else:
+            self._enqueue(task)
+
+    def _let_one_suspect_through(self) -> None:
+        if self._suspect is None and self._suspects:
+            self._suspect = next(iter(self._suspects.values()))
+            del self._suspects[self._suspect.key]
+            self._enqueue(self._suspect)
+
     def _enqueue(self, task: Task, *, first: bool = False) -> None:
         agent_type = task.request.agent_type
         route = (task.model, agent_type if agent_type in self._agent_types else None)
         group = orjson.dumps(task.parameters, option=orjson.OPT_SORT_KEYS)
-        if task.crashes == MOST_CRASHES:  # it runs alone: another end of the worker would then be its own doing
+        if task is self._suspect:  # a batch of its own
             group = orjson.dumps([task.key, task.sequence])
         windows = self._windows[task.lane]
         window = windows.get(route)
@@ -462,8 +480,7 @@ class Dispatcher:
             del self._waiting[task.key]
             self.waiting_counts.remove(task)
             self._running[task.key] = _Running(task, served, state)
-            place = (task.source.topic, task.source.partition)
-            self._newest_sent[place] = max(task.sequence, self._newest_sent.get(place, 0))
+            self._newest_sent[task.place] = max(task.sequence, self._newest_sent.get(task.place, 0))
         return batch
 
     def _finish_call(self, task: Task) -> _Running | None:
@@ -491,20 +508,37 @@ class Dispatcher:
         return HandOver(task, tier, self.clock.ms(now_s) + tier.delay_ms, hops, error)
 
     def _park(self, now_s: float) -> Iterator[Effect]:
-        """Hand over, once a second, what has waited for 30 s while a later request of its partition was sent: it holds that up."""
+        """Hand over, once a second, what no backend could take for 30 s while a later request of its partition was sent.
+
+        It holds its partition up. What merely waits for a slot does not: it moves on as slots become free.
+        """
         if now_s < self._parking_s:
             return
         self._parking_s = now_s + _PARKING_EVERY_S
         since_s = now_s - PARKED_AFTER_S
         for lane in Lane:
-            for window in list(self._windows[lane].values()):
+            for window in self._shut_windows(lane, now_s):
                 for task in [task for task in window.waiting_since(since_s) if self._is_overtaken(task)]:
                     self._forget(task)
                     tier = parking_tier(lane, task.deadline_s - now_s)
                     yield HandOver(task, tier, self.clock.ms(now_s) + tier.delay_ms, task.hops)
 
     def _is_overtaken(self, task: Task) -> bool:
-        return self._newest_sent.get((task.source.topic, task.source.partition), 0) > task.sequence
+        return self._newest_sent.get(task.place, 0) > task.sequence
+
+    def _shut_windows(self, lane: Lane, now_s: float) -> list[Window]:
+        """Return the windows of classes that no backend has taken for 30 s, also with a free slot."""
+        candidates = self._candidates(lane, now_s) if self._windows[lane] else []
+        found = []
+        for route, window in self._windows[lane].items():
+            able = [c for c in candidates if c.up and not c.draining and not c.lost and _may_serve(c, route)]
+            if able and not (lane is Lane.LOW and self._router.sheds_low(Want(route[0], route[1], 0), able)):
+                window.shut_since_s = None
+                continue
+            window.shut_since_s = now_s if window.shut_since_s is None else window.shut_since_s
+            if now_s - window.shut_since_s >= PARKED_AFTER_S:
+                found.append(window)
+        return found
 
     def _end(self, task: Task, error: ServingError, now_s: float, served: Served | None = None) -> Finish:
         result = outcome.failed(task, error, now_s=now_s, now_ms=self.clock.ms(now_s), served=served)
@@ -530,6 +564,9 @@ class Dispatcher:
     def _forget(self, task: Task) -> None:
         self._tasks.pop(task.key, None)
         self._elsewhere.pop(task.key, None)
+        self._suspects.pop(task.key, None)
+        if task is self._suspect:
+            self._suspect = None
         place = self._waiting.pop(task.key, None)
         if place is not None:
             route, group = place
@@ -562,14 +599,10 @@ class Dispatcher:
         times = [window.next_ready_s() for windows in self._windows.values() for window in windows.values()]
         due = [at for at in times if at is not None and at > now_s]
         due += [state.paused_until_s for state in self.backends.values() if state.paused_until_s > now_s]
-        oldest = [
-            at
-            for windows in self._windows.values()
-            for window in windows.values()
-            if (at := window.oldest_s) is not None
-        ]
-        if oldest:
-            due.append(max(min(oldest) + PARKED_AFTER_S, self._parking_s))
+        if any(self._windows.values()):
+            due.append(self._parking_s)  # to see which classes no backend takes, and since when
+        if self._suspects and self._suspect is None:
+            due.append(now_s)
         if self._delayed:
             due.append(self._delayed[0][0])
         if self._expiries:

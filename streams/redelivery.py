@@ -11,24 +11,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from schemas.progress import Started, WorkerSnapshot
+from schemas.progress import Released, Started, WorkerSnapshot
 from streams.task import TaskKey
 
 LIVE_MS = 5_000
 _MOST_KEPT = 100_000
+# Beyond this many, workers that have not been heard of lately are forgotten.
+_MOST_PEERS = 64
 
 
 class Start(NamedTuple):
-    """One start of a task."""
+    """One start of a task. `ended`: its worker said that it came to nothing."""
 
     worker: str
     attempt: int
     at_ms: int
+    ended: bool = False
 
 
 @dataclass
 class RecentEnds:
-    """Tasks of which a terminal record was seen, the newest `most` of them: what a due retry is checked against.
+    """Tasks of which a terminal record was seen, the newest `most` of them: what a due retry, and a late `started`, is checked against.
 
     A retry's request was committed in its lane long ago, so nothing says when its outcome may be forgotten. One that was forgotten
     costs a run for nothing: the first record in the log stays the outcome.
@@ -50,23 +53,43 @@ class RecentEnds:
 
 @dataclass
 class StartsIndex:
-    """Starts of tasks that have no outcome yet, from the progress topic; the newest `most` tasks of them."""
+    """Starts of tasks that have no outcome yet, from the progress topic; the newest `most` tasks of them.
 
+    Results and starts come by two logs: a start that is read after its task's outcome (in `ends`) is none.
+    """
+
+    ends: RecentEnds = field(default_factory=RecentEnds)
     most: int = _MOST_KEPT
     _starts: OrderedDict[TaskKey, tuple[Start, ...]] = field(default_factory=OrderedDict)
 
     def observe(self, started: Started, partition: int) -> None:
         """Take note of a batch. Feeding the same record twice changes nothing."""
         for task_id, _topic, _offset, attempt in started.tasks:
-            key, start = (task_id, partition), Start(started.worker, attempt, started.at_ms)
+            key = (task_id, partition)
             known = self._starts.get(key, ())
-            if start not in known:
-                self._starts[key] = (*known, start)
+            is_new = all((start.worker, start.attempt) != (started.worker, attempt) for start in known)
+            if is_new and key not in self.ends:
+                self._starts[key] = (*known, Start(started.worker, attempt, started.at_ms))
         while len(self._starts) > self.most:
             self._starts.popitem(last=False)
 
+    def released(self, record: Released, partition: int) -> None:
+        """Take note of starts that came to nothing, as their worker said."""
+        for task_id, _topic, _offset, attempt in record.released:
+            key = (task_id, partition)
+            if key in self._starts:
+                self._starts[key] = tuple(
+                    start._replace(ended=True) if (start.worker, start.attempt) == (record.worker, attempt) else start
+                    for start in self._starts[key]
+                )
+
     def ended(self, key: TaskKey) -> None:
         self._starts.pop(key, None)
+
+    def release(self, partition: int) -> None:
+        """Forget a partition number that is no longer followed."""
+        for key in [key for key in self._starts if key[1] == partition]:
+            del self._starts[key]
 
     def of(self, key: TaskKey, *, after_attempt: int = 0) -> Sequence[Start]:
         """Return a task's starts, oldest first, without those up to `after_attempt`: they ended, since a retry was written."""
@@ -89,34 +112,44 @@ class Peers:
 
     own: str
     _seen: dict[str, _Seen] = field(default_factory=dict)
+    _newest_ms: int = 0
 
     def observe(self, worker: str, snapshot: WorkerSnapshot | None, appended_ms: int) -> None:
-        """Take note of a snapshot; None: its worker has gone."""
+        """Take note of a snapshot, also of this worker's own; None: its worker has gone."""
+        self._newest_ms = max(self._newest_ms, appended_ms)
         if snapshot is None:
             self._seen.pop(worker, None)
         elif worker != self.own:
             self._seen[worker] = _Seen(appended_ms, snapshot.at_ms, frozenset(snapshot.in_flight))
+        if len(self._seen) > _MOST_PEERS:
+            self._seen = {name: seen for name, seen in self._seen.items() if self.is_live(name, self._newest_ms)}
 
     def is_live(self, worker: str, now_ms: int) -> bool:
-        """Whether a worker was heard of within five seconds, in broker time."""
+        """Whether a worker was heard of within five seconds, in broker time.
+
+        Silence counts from the newest snapshot of anybody: while brokers are away nobody is heard of.
+        """
         seen = self._seen.get(worker)
-        return seen is not None and now_ms - seen.appended_ms < LIVE_MS
+        return seen is not None and min(now_ms, self._newest_ms) - seen.appended_ms < LIVE_MS
 
     def runs(self, task_id: str, starts: Sequence[Start], now_ms: int) -> bool:
         """Whether a live worker still runs a task: its snapshot lists it, or is older than that worker's start of it."""
         if any(task_id in seen.in_flight and self.is_live(worker, now_ms) for worker, seen in self._seen.items()):
             return True
-        if not starts or not self.is_live(starts[-1].worker, now_ms):
+        if not starts or starts[-1].ended or not self.is_live(starts[-1].worker, now_ms):
             return False
         return self._seen[starts[-1].worker].at_ms <= starts[-1].at_ms
 
     def crashes(self, starts: Sequence[Start], now_ms: int) -> int:
-        """Return how many workers started a task and are gone: each ended while it ran it, or it would have an outcome.
+        """Return how many workers started a task, said of no end, and are gone: each ended while it ran it.
 
         A worker that tried it several times ended the earlier tries itself.
         """
-        workers = {start.worker for start in starts if start.worker != self.own}
-        return sum(not self.is_live(worker, now_ms) for worker in workers)
+        last = {start.worker: start for start in starts}
+        return sum(
+            not start.ended and worker != self.own and not self.is_live(worker, now_ms)
+            for worker, start in last.items()
+        )
 
     def live(self, now_ms: int) -> int:
         """Return how many other workers live."""

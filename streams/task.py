@@ -22,6 +22,7 @@ class Task:
     `sources` are the lane records it answers for, `deliveries` the shell's handles to acknowledge them: more than one when the
     same request was delivered again while it was held; `origin` is
     the first of them, kept for a dead letter's bytes. The dispatcher does not look into a delivery.
+    `place` is the topic and partition of the record that was delivered: what it holds up while it waits.
     `tries_left` counts tries within this worker, `hops` the retry topics it failed its way through,
     `crashes` the workers that ended while they ran it. `deadline_s` and `accepted_s` are monotonic; the `_ms` times are broker time.
     """
@@ -50,6 +51,7 @@ class Task:
     dispatched_ms: int | None = None
     dispatched_s: float | None = None
     not_before_s: float = 0.0
+    place: tuple[str, int] = ("", 0)
     sequence: int = 0
 
     @property

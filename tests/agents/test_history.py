@@ -47,7 +47,7 @@ def test_a_commit_that_comes_after_a_partition_was_given_back_does_not_follow_it
     past.follow(LOW, [])
     past.committed(LOW, 0, 6)
     past.observe(record(NAMES.results, b"a", b"{}", source=f"{LOW}/0/7".encode(), outcome=b"completed"))
-    assert not past.is_finished(("a", 0))
+    assert past.index.outcome_of("a", 0) is None
 
 
 @pytest.mark.parametrize("null", [None, b"\xff"])
@@ -72,14 +72,18 @@ def test_every_terminal_record_is_told_and_ends_what_was_started() -> None:
     assert ([("a", 0)], []) == (told, past.starts.of(("a", 0)))
 
 
-@pytest.mark.parametrize(("followed", "expected"), [(RETRY, True), (LOW, False)])
-def test_an_outcome_is_remembered_for_retries_where_their_partition_is_followed(followed: str, expected: bool) -> None:
-    """A retry's request was committed in its lane long ago, and the index of uncommitted requests knows nothing of it."""
+def test_an_outcome_is_remembered_for_retries_whose_request_was_committed_long_ago() -> None:
     past = history()
-    past.follow(followed, [0])
+    past.follow(RETRY, [0])
     past.committed(LOW, 0, 100)
     past.observe(record(NAMES.results, b"a", b"{}", source=f"{LOW}/0/7".encode(), outcome=b"completed"))
-    assert expected == past.is_finished(("a", 0))
+    assert past.is_finished(("a", 0))
+
+
+def test_a_result_that_names_another_partition_number_says_nothing_of_either() -> None:
+    past = history()
+    past.observe(record(NAMES.results, b"a", b"{}", source=f"{LOW}/7/1".encode(), outcome=b"completed"))
+    assert [False, False] == [past.is_finished(("a", partition)) for partition in (0, 7)]
 
 
 def test_other_workers_are_known_by_their_snapshots_and_gateways_are_none() -> None:

@@ -249,6 +249,8 @@ def _result(record: Any) -> Line:
 
 def _started(record: Any) -> Line:
     row = orjson.loads(record.value)
+    if "released" in row:  # starts that came to nothing: nothing is judged by it
+        return _place(record, "note", None)
     tasks = [task_id for task_id, *_ in row["tasks"]]
     return {**_place(record, "started", None), "tasks": tasks, "batch": row["batch_id"], "worker": row["worker"]}
 

@@ -131,7 +131,10 @@ REFUSED = [
     (b'{"messages": []} x', "the value is not JSON in UTF-8"),
     (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "the value is not JSON in UTF-8"),
     (b'{"messages": [{"role": "user"}], "parameters": {"temperature": NaN}}', "the value is not JSON in UTF-8"),
-    (b'{"messages": [{"role": "user"}], "parameters": {"temperature": 1e999}}', "the value has a number that is too large"),
+    (
+        b'{"messages": [{"role": "user"}], "parameters": {"temperature": 1e999}}',
+        "the value has a number that is too large",
+    ),
     (b"[" * 100_000, "the value is nested more than 128 levels deep"),
     (b"[" * 100_000 + b"]" * 100_000, "the value is nested more than 128 levels deep"),
     (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "the value is nested more than 128 levels deep"),

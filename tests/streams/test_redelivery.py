@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.progress import Started, WorkerSnapshot
+from schemas.progress import Released, Started, WorkerSnapshot
 from streams.redelivery import LIVE_MS, Peers, RecentEnds, Start, StartsIndex
 
 KEY = ("a", 3)
@@ -30,6 +30,48 @@ def test_starts_are_kept_by_partition_until_the_task_has_an_outcome() -> None:
     assert ([], 1) == (index.of(KEY), len(index))
 
 
+def test_a_start_that_is_read_after_its_tasks_outcome_is_none() -> None:
+    ends = RecentEnds()
+    index = StartsIndex(ends)
+    ends.add(KEY)
+    index.observe(started("w1", 10, ("a", 1), ("b", 1)), 3)
+    assert ([], 1) == (index.of(KEY), len(index))
+
+
+def test_a_start_that_came_to_nothing_is_no_crash_and_runs_no_more() -> None:
+    index, peers = StartsIndex(), Peers("me")
+    index.observe(started("w1", 10, ("a", 1)), 3)
+    index.released(Released("w1", [("a", "triage.requests.low", 0, 1)], 20), 3)
+    index.observe(started("w1", 10, ("a", 1)), 3)  # read again
+    assert [Start("w1", 1, 10, ended=True)] == index.of(KEY)
+    assert 0 == peers.crashes(index.of(KEY), 10_000)
+    seen(peers, "w1", 5)
+    assert not peers.runs("a", index.of(KEY), 6)
+
+
+def test_a_partition_that_is_no_longer_followed_is_forgotten() -> None:
+    index = StartsIndex()
+    index.observe(started("w1", 10, ("a", 1)), 3)
+    index.observe(started("w1", 10, ("a", 1)), 4)
+    index.release(3)
+    assert ([], 1) == (index.of(KEY), len(index))
+
+
+def test_nobody_is_gone_because_brokers_were_away() -> None:
+    peers = Peers("me")
+    seen(peers, "w1", 1000, "a")
+    assert peers.is_live("w1", 1000 + 60_000)  # nobody was heard of since
+    seen(peers, "me", 1000 + LIVE_MS)
+    assert not peers.is_live("w1", 1000 + 60_000)
+
+
+def test_workers_that_went_silent_are_not_kept_for_ever() -> None:
+    peers = Peers("me")
+    for number in range(1000):
+        seen(peers, f"w{number}", number * LIVE_MS, "a")
+    assert 100 > len(peers._seen)
+
+
 def test_only_the_newest_tasks_are_kept() -> None:
     index, ends = StartsIndex(most=2), RecentEnds(most=2)
     for name in ("a", "b", "c"):
@@ -44,6 +86,7 @@ def test_a_live_worker_that_lists_a_task_runs_it() -> None:
     seen(peers, "w1", 1000, "a")
     assert peers.runs("a", [], 1000)
     assert not peers.runs("b", [], 1000)
+    seen(peers, "me", 1000 + LIVE_MS)
     assert not peers.runs("a", [], 1000 + LIVE_MS)
 
 
@@ -74,4 +117,5 @@ def test_every_worker_that_started_a_task_and_is_gone_counts_once_however_often_
     seen(peers, "alive", 1000)
     starts = [Start("w1", 1, 1), Start("w1", 2, 2), Start("w2", 3, 3), Start("alive", 4, 4), Start("me", 5, 5)]
     assert 2 == peers.crashes(starts, 1000)
+    seen(peers, "me", 1000 + LIVE_MS)
     assert 3 == peers.crashes(starts, 1000 + LIVE_MS)

@@ -47,6 +47,7 @@ def make_task(
         tenant=request.tenant or "default",
         request=request,
         sources=[source],
+        place=(source.topic, source.partition),
         deliveries=[source if delivery is None else delivery],
         origin=source if delivery is None else delivery,
         headers=(),

@@ -181,6 +181,7 @@ class Scene:
             "running": len(inside._running),
             "windows": sum(len(windows) for windows in inside._windows.values()),
             "elsewhere": len(inside._elsewhere),
+            "suspects": len(inside._suspects) + (inside._suspect is not None),
             "delayed": len([task for _, _, task in inside._delayed if inside.holds(task.key)]),
             "in flight": sum(state.busy for state in inside.backends.values()),
         }

@@ -455,6 +455,24 @@ def test_a_task_that_crashed_three_workers_runs_alone_once_and_is_given_up_after
     assert [[suspect]] == [list(batch.tasks) for batch in scene.sent if suspect in batch.tasks]
 
 
+def test_only_one_suspect_runs_at_a_time_so_that_no_other_is_blamed() -> None:
+    scene = Scene.of(backend(slots=8))
+    suspects = [make_task() for _ in range(3)]
+    for task in suspects:
+        task.crashes = 3
+        scene.take(task)
+    other = scene.accept()
+    scene.advance(1)
+    assert [suspects[0], other] == scene.running
+    scene.answered(suspects[0])
+    assert {other, suspects[1]} == set(scene.running)
+    scene.cancelled(suspects[1])
+    assert {other, suspects[2]} == set(scene.running)
+    scene.answered(suspects[2])
+    scene.answered(other)
+    assert {} == scene.leftovers()
+
+
 # Parking
 
 
@@ -480,6 +498,30 @@ def test_a_task_that_holds_its_partition_up_makes_way_after_half_a_minute(
     scene.advance(1.1)
     assert [(stuck, tier, 0, None)] == [(each.task, each.tier, each.hops, each.error) for each in scene.handed]
     assert (0, {}) == (stuck.attempts, scene.leftovers())
+
+
+def test_what_waits_for_a_slot_of_a_busy_backend_is_not_parked() -> None:
+    """However long: it moves on as slots become free, and parked it would lose its place."""
+    scene = Scene.of(backend(slots=2))
+    for number in range(40):
+        scene.accept(parameters={"temperature": number % 4 / 4})
+    while scene.running:
+        scene.advance(10)
+        scene.answered(scene.running[0])
+    assert ([], 40) == (scene.handed, len(scene.results))
+
+
+def test_a_class_that_was_shut_only_now_is_not_parked_for_its_long_wait() -> None:
+    scene = Scene.of(backend("b1", slots=1), backend("b2", slots=1, models=["other"]))
+    scene.probed("b2", up("other"))
+    running, waiting = scene.accept(model="other"), scene.accept(model="other")
+    scene.answered(scene.accept())
+    scene.advance(60)
+    scene.probed("b2", DOWN)
+    scene.advance(29)
+    assert ([], True) == (scene.handed, scene.dispatcher.runs(running))
+    scene.advance(3)
+    assert [waiting] == [each.task for each in scene.handed]
 
 
 def test_what_waits_with_all_others_of_its_partition_is_not_parked() -> None:

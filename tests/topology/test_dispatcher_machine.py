@@ -206,11 +206,19 @@ class DispatcherMachine(RuleBasedStateMachine):
             self.check_hand_over(handed)
         self.counted_drops, self.counted_hands = len(self.scene.dropped), len(self.scene.handed)
 
+    def serves(self, name: str, task: Task) -> bool:
+        models = MODELS[name]
+        if task.model is not None:
+            return {"middle": "mid"}.get(task.model, task.model) in models
+        return task.request.agent_type != "summary" or "mid" in models
+
     def check_hand_over(self, handed: HandOver) -> None:
         task = handed.task
         assert task.deliveries, "nothing is handed over for a partition that has gone"
         if handed.error is None:
             assert handed.hops == task.hops
+            able = [name for name, state in self.dispatcher.backends.items() if state.up and not state.draining]
+            assert task.lane is Lane.LOW or not [name for name in able if self.serves(name, task)]
         else:
             assert handed.error.retriable
             assert handed.hops > task.hops
@@ -232,7 +240,9 @@ class DispatcherMachine(RuleBasedStateMachine):
         assert held == set(self.dispatcher._tasks.values())
         waiting = sum(self.dispatcher.waiting(lane) for lane in Lane)
         delayed = sum(self.dispatcher._tasks.get(task.key) is task for _, _, task in self.dispatcher._delayed)
-        assert len(held) == waiting + delayed + len(self.scene.running) + len(self.dispatcher._elsewhere)
+        assert len(held) == waiting + delayed + len(self.scene.running) + len(self.dispatcher._elsewhere) + len(
+            self.dispatcher._suspects
+        )
         assert set(self.scene.aborted) <= self.ends.keys()
 
     @invariant()
