@@ -1,0 +1,310 @@
+"""Mistakes that a delivery core could have, each with the promise that it breaks: what tells them apart is tested, too."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from agents.delivery import Delivery
+from schemas.result import ErrorType, Outcome, Result
+from streams import dispatcher as decisions
+from streams.acks import InOrderAcks
+from streams.backends import BackendState
+from streams.dispatcher import Batch, Dispatcher, Effect, Finish, HandOver
+from streams.outcome import FinishedIndex
+from streams.redelivery import Peers, RecentEnds
+from streams.retrying import InPlaceRetries, RetryBudget
+from streams.task import Task, TaskKey
+from tests.simulation.broker import Place
+from tests.simulation.dispatch import DispatchLoop
+from tests.simulation.history import History
+from tests.simulation.intake import LaneIntake
+from tests.simulation.outside import Gateway
+from tests.simulation.producing import Producer, Write
+from tests.simulation.scenario import Scenario
+from tests.simulation.serving import Answering
+from tests.simulation.worker import Worker
+from tests.simulation.world import Steps, Violation
+
+
+class _ProduceFailed(Exception):
+    """A produce failed, told to whoever waits for it."""
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A mistake by its name, and the promise it breaks."""
+
+    name: str
+    breaks: str
+    parts: tuple[tuple[Any, str, Any], ...]
+
+    @contextlib.contextmanager
+    def made(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for owner, attribute, wrong in self.parts:
+                stack.enter_context(patch.object(owner, attribute, wrong))
+            yield
+
+
+BUGS: list[Bug] = []
+SEEDS = 300
+
+
+def seed_that_finds(bug: Bug) -> int | None:
+    """Return the first seed with which a mistake breaks its own promise, None when 300 seeds do not show it."""
+    with bug.made():
+        for seed in range(SEEDS):
+            try:
+                Scenario(seed).run()
+            except Violation as found:
+                if found.name == bug.breaks:
+                    return seed
+    return None
+
+
+def _bug(breaks: str, owner: Any, attribute: str, *others: tuple[Any, str, Any]) -> Callable[[Any], Any]:
+    def take(wrong: Any) -> Any:
+        BUGS.append(Bug(wrong.__name__, breaks, ((owner, attribute, wrong), *others)))
+        return wrong
+
+    return take
+
+
+def _ends_a_task(write: Write) -> bool:
+    is_rejected = isinstance(write.value, Result) and write.value.timing.queue_ms is None
+    return write.topic.startswith(("triage.results", "triage.retry")) and not is_rejected
+
+
+def _tell_of_failures(self: Producer) -> None:
+    told = [write for write in self._pending if self.actor.may_end and _ends_a_task(write)]
+    for write in told:
+        del self._pending[write]
+    _right_failed(self)
+    for write in told:
+        write.end(error=_ProduceFailed())
+
+
+def _written_again(self: DispatchLoop, effect: Finish) -> Steps[None]:
+    try:
+        yield from _right_finish(self, effect)
+    except _ProduceFailed:
+        yield from _written_again(self, effect)
+
+
+# Acknowledgement
+
+
+@_bug("OVERCOMMIT", DispatchLoop, "_finish", (Producer, "failed", _tell_of_failures))
+def acknowledged_in_finally(self: DispatchLoop, effect: Finish) -> Steps[None]:
+    try:
+        yield from self._write(effect.task, effect.result)
+    except (_ProduceFailed, TypeError):
+        self.kick()
+    finally:
+        self._acknowledge(effect.task)
+
+
+@_bug("OVERCOMMIT", LaneIntake, "_acknowledge")
+def commits_the_highest_seen(self: LaneIntake, partition: int, offset: int) -> None:
+    place = (self.topic, partition)
+    _right_acknowledge(self, partition, max(self._positions.get(place, 0) - 1, offset))
+
+
+@_bug("OVERCOMMIT", DispatchLoop, "_finish")
+def acknowledged_before_the_result_is_durable(self: DispatchLoop, effect: Finish) -> Steps[None]:
+    self._acknowledge(effect.task)
+    yield from _right_finish(self, effect)
+
+
+@_bug("OVERCOMMIT", InOrderAcks, "complete")
+def acknowledged_out_of_order(self: InOrderAcks[int], offset: int) -> list[int]:
+    slot = self._slots.pop(offset, None)
+    return [] if slot is None else [slot.token]
+
+
+@_bug("OVERCOMMIT", Worker, "_stop_apps")
+def drain_commits_everything(self: Worker) -> Steps[None]:
+    for intake in self.intakes:
+        intake._acked.update(intake._positions)
+    yield from _right_stop_apps(self)
+
+
+@_bug("OVERCOMMIT", DispatchLoop, "_hand_over")
+def acknowledged_before_the_retry_is_durable(self: DispatchLoop, effect: HandOver) -> Steps[None]:
+    self._acknowledge(effect.task)
+    yield from _right_hand_over(self, effect)
+
+
+@_bug(
+    "OVERCOMMIT",
+    DispatchLoop,
+    "_hand_over",
+    (Producer, "failed", _tell_of_failures),
+    (DispatchLoop, "_finish", _written_again),
+)
+def acknowledged_though_the_retry_failed(self: DispatchLoop, effect: HandOver) -> Steps[None]:
+    try:
+        yield from _right_hand_over(self, effect)
+    except _ProduceFailed:
+        self._acknowledge(effect.task)
+
+
+@_bug("ZOMBIE", LaneIntake, "_store")
+def commits_without_its_generation(self: LaneIntake, offsets: dict[Place, int]) -> bool:
+    self.group.store(self, self.generation, offsets)
+    return True
+
+
+@_bug("STUCK", LaneIntake, "_forget_acks")
+def acknowledgements_kept_over_a_rebalance(self: LaneIntake) -> None:
+    self._acked.clear()
+
+
+@_bug("STUCK", DispatchLoop, "_attach")
+def deliveries_to_a_finishing_task_dropped(self: DispatchLoop, held: Task, task: Task) -> None:
+    pass
+
+
+@_bug("STUCK", Dispatcher, "accept")
+def deliveries_to_a_held_task_dropped(
+    self: Dispatcher, task: Task, *, now_s: float, elsewhere: bool = False
+) -> list[Effect]:
+    return [] if self.holds(task.key) else _right_accept(self, task, now_s=now_s, elsewhere=elsewhere)
+
+
+@_bug("SPAN", LaneIntake, "_room")
+def room_not_awaited(self: LaneIntake, partition: int, generation: int) -> Steps[None]:
+    self._checks.span(self.worker, self._acks[partition].span, self._bounds.span)
+    return
+    yield
+
+
+# Outcomes
+
+
+@_bug("CHANGED", Gateway, "_ended")
+def last_writer_wins(self: Gateway, key: TaskKey, outcome: Outcome) -> None:
+    self.unfinished.pop(key, None)
+    self.ended[key] = None
+    self.checks.tells(key, outcome)
+
+
+@_bug("CHANGED", Gateway, "_expire")
+def expiry_told_before_the_log_is_read(self: Gateway, key: TaskKey) -> None:
+    if key in self.unfinished:
+        self.checks.tells(key, Outcome.EXPIRED)
+        _right_expire(self, key)
+
+
+@_bug("ANSWER", DispatchLoop, "_call_of")
+def answers_off_by_one(self: DispatchLoop, batch: Batch, place: int) -> Answering:
+    return _right_call_of(self, batch, (place + 1) % len(batch.tasks))
+
+
+@_bug("DEAD_LETTER", DispatchLoop, "_write")
+def dead_letter_after_the_result(self: DispatchLoop, task: Task, result: Result) -> Steps[Result]:
+    yield self._result_record(task, result)
+    if result.outcome is Outcome.FAILED and isinstance(task.origin, Delivery):
+        yield from self._write_dead_letter(task.origin, result)
+    return result
+
+
+@_bug(
+    "DEAD_LETTER", DispatchLoop, "_finish", (DispatchLoop, "_write_dead_letter", lambda _self, _to, _result: iter(()))
+)
+def dead_letter_after_the_commit(self: DispatchLoop, effect: Finish) -> Steps[None]:
+    yield from _right_finish(self, effect)
+    if isinstance(effect.task.origin, Delivery):
+        yield from _right_dead_letter(self, effect.task.origin, effect.result)
+
+
+@_bug("DEAD_LETTER", DispatchLoop, "_write_dead_letter")
+def quarantined_without_a_dead_letter(self: DispatchLoop, delivery: Delivery, result: Result) -> Steps[None]:
+    if result.error is None or result.error.type is not ErrorType.QUARANTINED:
+        yield from _right_dead_letter(self, delivery, result)
+
+
+# What runs again
+
+
+@_bug("AFTER_END", DispatchLoop, "ended")
+def ends_from_outside_ignored(self: DispatchLoop, key: TaskKey) -> None:
+    pass
+
+
+@_bug("AFTER_END", FinishedIndex, "observe")
+def results_of_others_ignored(self: FinishedIndex, task_id: str, source: object, outcome: Outcome) -> None:
+    pass
+
+
+@_bug("AFTER_END", FinishedIndex, "commit")
+def finished_forgotten_too_early(self: FinishedIndex, topic: str, partition: int, offset: int) -> None:
+    _right_commit(self, topic, partition, offset + 8)
+    self._committed[topic, partition] = offset
+
+
+@_bug("AFTER_END", RecentEnds, "__contains__")
+def recent_ends_missing(self: RecentEnds, key: TaskKey) -> bool:
+    return False
+
+
+@_bug("REPEATED", Peers, "runs")
+def other_workers_not_awaited(self: Peers, task_id: str, starts: object, now_ms: int) -> bool:
+    return False
+
+
+@_bug("REPEATED", DispatchLoop, "_announce")
+def starts_not_announced(self: DispatchLoop, batch: Batch) -> None:
+    pass
+
+
+@_bug("REPEATED", History, "is_caught_up")
+def intake_before_the_logs_are_read(self: History, place: Place) -> bool:
+    return True
+
+
+# Bounds
+
+
+@_bug("LATE", Dispatcher, "_expire")
+def retried_after_the_deadline(self: Dispatcher, now_s: float) -> Iterator[Effect]:
+    self._expiries = [entry for entry in self._expiries if entry[2].attempts == 0]
+    heapq.heapify(self._expiries)
+    yield from _right_dispatcher_expire(self, now_s)
+
+
+@_bug("RETRIES", InPlaceRetries, "delay_s")
+def tries_without_end(self: InPlaceRetries, error: Any, *, tries_left: int, attempts: int) -> float | None:
+    return _right_delay_s(self, error, tries_left=99, attempts=attempts)
+
+
+@_bug("BUDGET", RetryBudget, "take")
+def retry_budget_ignored(self: RetryBudget) -> bool:
+    return True
+
+
+@_bug("LIMIT", BackendState, "free")
+def slots_ignored(self: BackendState, lane: object, *, sequential: bool = False) -> int:
+    return 16
+
+
+BUGS.append(Bug("quarantined_after_two", "QUARANTINE", ((decisions, "MOST_CRASHES", 1),)))
+
+_right_acknowledge, _right_finish, _right_hand_over = (
+    LaneIntake._acknowledge,
+    DispatchLoop._finish,
+    DispatchLoop._hand_over,
+)
+_right_stop_apps, _right_accept, _right_expire = Worker._stop_apps, Dispatcher.accept, Gateway._expire
+_right_call_of, _right_dead_letter = DispatchLoop._call_of, DispatchLoop._write_dead_letter
+_right_failed = Producer.failed
+_right_commit, _right_dispatcher_expire, _right_delay_s = (
+    FinishedIndex.commit,
+    Dispatcher._expire,
+    InPlaceRetries.delay_s,
+)

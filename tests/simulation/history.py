@@ -1,0 +1,173 @@
+"""`agents/history.py` in virtual time: follows outcomes, starts and snapshots for the partitions a worker owns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from agents.history import LOOK_BACK_MS
+from schemas.progress import Started
+from schemas.result import Result
+from streams.outcome import FinishedIndex
+from streams.redelivery import Peers, RecentEnds, StartsIndex
+from streams.task import TaskKey
+from tests.simulation.broker import Broker, Group, Place, Record
+from tests.simulation.world import Actor, Signal, Sleep, Steps, World
+
+_LOOK_UP_S = (0.005, 0.1)
+_READ_S = (0.005, 0.3)
+
+
+@dataclass(eq=False)
+class Followed:
+    ready: Signal = field(default_factory=Signal)
+    targets: dict[Place, int] | None = None
+
+
+class History:
+    """What the logs say. `seen` holds every task of which this worker read a terminal record."""
+
+    def __init__(
+        self, world: World, broker: Broker, groups: Mapping[str, Group], retries: set[str], actor: Actor
+    ) -> None:
+        self.world, self.broker, self.actor = world, broker, actor
+        self.index, self.starts, self.ends, self.peers = FinishedIndex(), StartsIndex(), RecentEnds(), Peers(actor.id)
+        self.on_outcome: Callable[[TaskKey], None] = lambda _key: None
+        self.seen: dict[TaskKey, None] = {}
+        self._groups, self._retries = groups, retries
+        self._places: dict[Place, Followed] = {}
+        self._positions: dict[Place, int] = {}
+        self._due: dict[Place, None] = {}
+        self._workers: Place = (broker.names.workers, 0)
+        self._changed = Signal()
+
+    # What the intake asks
+
+    def is_caught_up(self, place: Place) -> bool:
+        followed = self._places.get(place)
+        return followed is not None and followed.ready.is_set
+
+    def caught_up(self, place: Place) -> Steps[None]:
+        followed = self._places.get(place)
+        if followed is not None:
+            yield followed.ready.wait()
+
+    def is_finished(self, key: TaskKey) -> bool:
+        return self.index.outcome_of(*key) is not None or key in self.ends
+
+    def follow(self, topic: str, partitions: Iterable[int]) -> None:
+        owned = list(partitions)
+        for place in [place for place in self._places if place[0] == topic and place[1] not in owned]:
+            self.index.release(*place)
+            self._places.pop(place).ready.set()
+        for partition in owned:
+            self._places.setdefault((topic, partition), Followed())
+        self._changed.set()
+
+    def committed(self, place: Place, offset: int) -> None:
+        if place in self._places and place[0] not in self._retries:
+            self.index.commit(*place, offset)
+
+    # The reader
+
+    def run(self) -> Steps[None]:
+        while True:
+            yield self._changed.wait()
+            self._changed.clear()
+            yield from self._reassign()
+
+    def observe(self, record: Record) -> None:
+        if record.topic == self.broker.names.results:
+            self._observe_result(record.value, record.partition)
+        elif record.topic == self.broker.names.progress:
+            started: Started = record.value
+            self.starts.observe(started, record.partition)
+        else:
+            self.peers.observe(record.key, record.value, record.timestamp)
+
+    def _observe_result(self, result: Result, partition: int) -> None:
+        self.index.observe(result.task_id, result.source, result.outcome)
+        ended = (result.task_id, partition)
+        self.starts.ended(ended)
+        if any((topic, partition) in self._places for topic in self._retries):
+            self.ends.add(ended)
+        self.seen[ended] = None
+        self.on_outcome(ended)
+
+    def _reassign(self) -> Steps[None]:
+        asked = {place: followed for place, followed in self._places.items() if followed.targets is None}
+        starts = (yield from self._starts(list(asked))) if asked else {}
+        wanted = {log: None for _, partition in self._places for log in self._logs(partition)}
+        if self._places:
+            wanted[self._workers] = None
+            starts.setdefault(self._workers, self._positions.get(self._workers, 0))
+        for log, offset in starts.items():
+            self._positions[log] = min(offset, self._positions.get(log, offset))
+        self._positions = {log: offset for log, offset in self._positions.items() if log in wanted}
+        self._listen()
+        if asked:
+            yield from self._look_up()
+        for place, followed in asked.items():
+            if self._places.get(place) is followed:
+                followed.targets = {log: self.broker.end(log) for log in (*self._logs(place[1]), self._workers)}
+        self._notice_caught_up()
+
+    def _starts(self, asked: list[Place]) -> Steps[dict[Place, int]]:
+        yield from self._look_up()
+        committed = {place: self._groups[place[0]].committed.get(place, 0) for place in asked}
+        for place, offset in committed.items():
+            if place[0] not in self._retries and place in self._places:
+                self.index.commit(*place, offset)
+        yield from self._look_up()
+        first_ms: dict[int, int] = {}
+        for place, offset in committed.items():
+            if offset < self.broker.end(place):
+                appended_ms = self.broker.logs[place][offset].timestamp
+                first_ms[place[1]] = min(appended_ms, first_ms.get(place[1], appended_ms))
+        starts = {log: self.broker.end(log) for _, partition in asked for log in self._logs(partition)}
+        yield from self._look_up()
+        for partition, ms in first_ms.items():
+            for log in self._logs(partition):
+                starts[log] = self.broker.first_since(log, max(ms - LOOK_BACK_MS, 0))
+        return starts
+
+    def _look_up(self) -> Steps[None]:
+        yield Sleep(self.world.rng.uniform(*_LOOK_UP_S) + max(self.broker.away_until_s - self.world.now_s, 0.0))
+
+    def _listen(self) -> None:
+        for log, readers in self.broker.readers.items():
+            if log not in self._positions:
+                readers.pop(self, None)
+        for log in self._positions:
+            self.broker.readers[log][self] = self._appended
+            self._appended(log)
+
+    def _appended(self, log: Place) -> None:
+        if log not in self._due:
+            self._due[log] = None
+            wait_s = self.world.rng.uniform(*_READ_S)
+            self.world.at(max(self.world.now_s + wait_s, self.broker.away_until_s), lambda: self._read(log), self.actor)
+
+    def _read(self, log: Place) -> None:
+        self._due.pop(log, None)
+        position = self._positions.get(log)
+        if position is None:
+            return
+        records = self.broker.logs[log][position:]
+        for record in records:
+            self.observe(record)
+        self._positions[log] = position + len(records)
+        self._notice_caught_up()
+
+    def _notice_caught_up(self) -> None:
+        for followed in self._places.values():
+            if followed.targets is None or followed.ready.is_set:
+                continue
+            for log, end in list(followed.targets.items()):
+                if log not in self._positions or self._positions[log] >= end:
+                    del followed.targets[log]
+            if not followed.targets:
+                followed.ready.set()
+
+    def _logs(self, partition: int) -> tuple[Place, Place]:
+        return (self.broker.names.results, partition), (self.broker.names.progress, partition)

@@ -1,0 +1,285 @@
+"""`agents/intake.py` on `agents/transport.py`, in virtual time: a lane's records go to the dispatcher, and are acknowledged in order."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agents.delivery import Delivery
+from schemas.codec import DecodeError
+from schemas.ids import made_id
+from schemas.request import DEFAULT_TENANT, CachePolicy, InferenceTask
+from schemas.result import ErrorType, Source
+from schemas.topics import Lane
+from streams.acks import InOrderAcks
+from streams.brokertime import BrokerClock
+from streams.cost import cost_tokens
+from streams.deadlines import deadline_ms
+from streams.errors import RequestError
+from streams.task import Task, effective_parameters, fingerprint_of
+from tests.simulation.broker import Broker, Group, Place, Record
+from tests.simulation.checks import Checks
+from tests.simulation.dispatch import DispatchLoop
+from tests.simulation.history import History
+from tests.simulation.world import Actor, Signal, Sleep, Steps, World
+
+REVOKE_DRAIN_S = 3.0
+_COMMIT_EVERY_S = 1.0
+_NO_GENERATION = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What an intake may hold: offsets of a partition, waiting tasks of a lane, retry records that are not due."""
+
+    span: int
+    waiting: int
+    held: int
+
+
+def new_task(
+    delivery: Delivery, request: InferenceTask, task_id: str, due_ms: int, clock: BrokerClock, now_s: float
+) -> Task:
+    parameters = effective_parameters(request)
+    task = Task(
+        task_id=task_id,
+        lane=delivery.lane,
+        tenant=request.tenant or DEFAULT_TENANT,
+        request=request,
+        sources=[delivery.source],
+        deliveries=[delivery],
+        origin=delivery,
+        headers=delivery.headers,
+        appended_ms=delivery.appended_ms,
+        deadline_ms=due_ms,
+        accepted_ms=clock.ms(now_s),
+        accepted_s=now_s,
+        deadline_s=clock.monotonic_s(due_ms, now_s=now_s),
+        cost_tokens=cost_tokens(request.messages, 16),
+        parameters=parameters,
+        cache=request.cache or CachePolicy(),
+    )
+    if task.fills_cache:
+        task.fingerprint = fingerprint_of(request, parameters)
+    return task
+
+
+class LaneIntake:
+    """One lane's consumer in one worker."""
+
+    def __init__(
+        self,
+        world: World,
+        broker: Broker,
+        worker: Actor,
+        lane: Lane,
+        group: Group,
+        receiver: DispatchLoop,
+        past: History,
+        checks: Checks,
+        bounds: Bounds,
+        *,
+        now: Callable[[], float],
+    ) -> None:
+        self.world, self.broker, self.worker, self.lane, self.group = world, broker, worker, lane, group
+        self.topic = broker.names.requests(lane)
+        self._receiver, self._past, self._checks, self._bounds, self._now = receiver, past, checks, bounds, now
+        self._acks: dict[int, InOrderAcks[int]] = defaultdict(InOrderAcks)
+        self._acked: dict[Place, int] = {}
+        self._generation = self.generation = _NO_GENERATION
+        self._changed, self._arrived = Signal(), Signal()
+        self._queue: deque[tuple[Record, int]] = deque()
+        self._positions: dict[Place, int] = {}
+        self._due: dict[Place, None] = {}
+        self._is_committing = False
+        self.is_member = self.is_closed = False
+
+    def start(self) -> None:
+        self.world.spawn(self.worker, self._consume())
+        self.is_member = True
+        self.group.join(self)
+
+    # Fetching
+
+    def _appended(self, place: Place) -> None:
+        if place not in self._due:
+            self._due[place] = None
+            at_s = max(self.world.now_s + self.world.rng.uniform(0.001, 0.1), self.broker.away_until_s)
+            self.world.at(at_s, lambda: self._fetch(place), self.worker)
+
+    def _fetch(self, place: Place) -> None:
+        self._due.pop(place, None)
+        position = self._positions.get(place)
+        if position is None:
+            return
+        records = self.broker.logs[place][position : position + 16]
+        self._queue.extend((record, self.generation) for record in records)
+        self._positions[place] = position + len(records)
+        if self._positions[place] < self.broker.end(place):
+            self._appended(place)
+        self._arrived.set()
+
+    def _stop_flow(self) -> None:
+        for place in self._positions:
+            self.broker.readers[place].pop(self, None)
+        self._positions.clear()
+        self._queue.clear()
+
+    def _consume(self) -> Steps[None]:
+        while True:
+            while self._queue:
+                record, generation = self._queue.popleft()
+                yield from self._admit(record, generation)
+            self._arrived.clear()
+            yield self._arrived.wait()
+
+    def _admit(self, record: Record, generation: int) -> Steps[None]:
+        if self.is_closed or generation != self._generation:
+            return
+        source = Source(record.topic, record.partition, record.offset)
+        delivery = Delivery(
+            owner=self,
+            group=self.group.name,
+            lane=self.lane,
+            record=source,
+            source=source,
+            generation=generation,
+            key=record.key.encode(),
+            value=record.value,
+            headers=record.headers,
+            appended_ms=record.timestamp,
+        )
+        self._acks[record.partition].add(record.offset, record.offset)
+        place = (self.topic, record.partition)
+        if not self._past.is_caught_up(place):
+            yield from self._past.caught_up(place)
+            if generation != self._generation:
+                return
+        self._take(delivery, record)
+        yield from self._room(record.partition, generation)
+
+    def _take(self, delivery: Delivery, record: Record) -> None:
+        source = delivery.source
+        task_id = made_id(self.lane, source.partition, source.offset)
+        request = record.value
+        if not isinstance(request, InferenceTask):
+            self._reject(delivery, DecodeError(ErrorType.INVALID_REQUEST, "no request"), task_id)
+            return
+        task_id = request.task_id or task_id
+        try:
+            due_ms = deadline_ms(request, delivery.appended_ms)
+        except RequestError as error:
+            self._reject(delivery, DecodeError(error.type, error.detail), task_id)
+            return
+        if self._past.is_finished((task_id, source.partition)):
+            self.world.fire("delivered after its end")
+            delivery.complete()
+            return
+        task = new_task(delivery, request, task_id, due_ms, self._receiver.dispatcher.clock, self._now())
+        self._checks.taken(task, self._now())
+        self._receiver.accept(task)
+
+    def _reject(self, delivery: Delivery, error: DecodeError, task_id: str) -> None:
+        if self._past.is_finished((task_id, delivery.partition)):
+            delivery.complete()
+        else:
+            self._receiver.reject(delivery, error, task_id)
+
+    def _room(self, partition: int, generation: int) -> Steps[None]:
+        acks = self._acks[partition]
+        self._checks.span(self.worker, acks.span, self._bounds.span)
+        while generation == self._generation and not self.is_closed:
+            if acks.span < self._bounds.span and self._receiver.waiting(self.lane) < self._bounds.waiting:
+                return
+            self.world.fire("no room")
+            self._changed.clear()
+            yield self._changed.wait()
+
+    def complete(self, delivery: Delivery) -> None:
+        if delivery.generation != self._generation:
+            self.world.fire("completed for an old generation")
+            return
+        for offset in self._acks[delivery.partition].complete(delivery.offset):
+            self._acknowledge(delivery.partition, offset)
+        self.wake()
+
+    def _acknowledge(self, partition: int, offset: int) -> None:
+        self._acked[self.topic, partition] = offset + 1
+        if not self._is_committing:
+            self._is_committing = True
+            self.world.spawn(self.worker, self._commit_soon())
+
+    def wake(self) -> None:
+        self._changed.set()
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.wake()
+
+    # Commits
+
+    def _commit_soon(self) -> Steps[None]:
+        yield Sleep(self.world.rng.uniform(0.0, _COMMIT_EVERY_S))
+        self._is_committing = False
+        yield from self.commit()
+
+    def commit(self) -> Steps[None]:
+        offsets, self._acked = self._acked, {}
+        if not offsets:
+            return
+        self.world.boundary(self.worker, "before a commit")
+        yield Sleep(self.world.rng.uniform(0.0005, 0.01) + max(self.broker.away_until_s - self.world.now_s, 0.0))
+        is_lost = self.world.happens(self.world.chances.commit_failed)
+        if is_lost:
+            self.world.fire("commit failed")
+            if self.world.rng.random() < 0.5:
+                return
+        if not self._store(offsets) or is_lost:
+            return
+        self.world.boundary(self.worker, "after a commit")
+        for place, offset in offsets.items():
+            self._past.committed(place, offset)
+
+    def _store(self, offsets: dict[Place, int]) -> bool:
+        return self.group.commit(self, self.generation, offsets)
+
+    # Rebalances
+
+    def revoking(self) -> Steps[None]:
+        if not self._positions:
+            return
+        self._stop_flow()
+        self._receiver.withdraw(self, running=False)
+        yield from self._receiver.let_go(self, REVOKE_DRAIN_S)
+        self._generation = _NO_GENERATION
+        yield from self.commit()
+
+    def assigned(self, places: list[Place], generation: int) -> None:
+        self.world.say(self.worker.id, "owns", places, "generation", generation)
+        self._stop_flow()
+        self._receiver.withdraw(self, running=True)
+        self._forget_acks()
+        self._generation = self.generation = generation
+        self.wake()
+        self._past.follow(self.topic, [partition for _, partition in places])
+        for place in places:
+            self._positions[place] = self.group.committed.get(place, 0)
+            self.broker.readers[place][self] = self._appended
+            self._appended(place)
+
+    def _forget_acks(self) -> None:
+        self._acks.clear()
+        self._acked.clear()
+
+    # The end
+
+    def stop(self) -> Steps[None]:
+        self.is_member = False
+        self._stop_flow()
+        yield from self.commit()
+        self.group.leave(self)
+
+    @property
+    def unfinished(self) -> dict[Place, list[int]]:
+        return {(self.topic, p): acks.unfinished for p, acks in self._acks.items() if acks.unfinished}

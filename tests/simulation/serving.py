@@ -1,0 +1,137 @@
+"""Model servers: they answer, late, out of order, wrongly, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from schemas.result import Output, Usage
+from streams.errors import (
+    BackendOverloaded,
+    BackendProtocolError,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnavailable,
+    ServingError,
+)
+from streams.ports import Answer, Call, Probe
+from tests.simulation.world import Actor, Process, World
+
+HUGE, DEEP, POISON, STUBBORN = "huge", "deep", "poison", "stubborn"
+"""What a request's text may begin with: an answer too large for a result, one that cannot be encoded, the end of the worker, a
+failure at every try."""
+
+
+def answer_to(text: str) -> str:
+    return f"answer to {text}"
+
+
+@dataclass
+class Server:
+    """One model server. `outages` are times at which it refuses connections; `slow_s` is the mean of an answer's time."""
+
+    world: World
+    name: str
+    model: str
+    slots: int
+    slow_s: float
+    outages: Sequence[tuple[float, float]] = ()
+    running: dict[tuple[str, int], None] = field(default_factory=dict)
+    _numbers: count[int] = field(default_factory=count)
+
+    @property
+    def is_up(self) -> bool:
+        return not any(begin <= self.world.now_s < end for begin, end in self.outages)
+
+    def probe(self) -> Probe:
+        return Probe(True, (self.model,)) if self.is_up else Probe(False, reason="connection refused")
+
+    def busy(self, worker: str) -> int:
+        return sum(owner == worker for owner, _ in self.running)
+
+    def complete(self, actor: Actor, call: Call, *, timeout_s: float) -> Answering:
+        return Answering(self, actor, call, timeout_s)
+
+    def forget(self, worker: str) -> None:
+        """A worker's connections are gone."""
+        for entry in [entry for entry in self.running if entry[0] == worker]:
+            del self.running[entry]
+
+    def begin(self, worker: str) -> tuple[str, int]:
+        entry = (worker, next(self._numbers))
+        self.running[entry] = None
+        return entry
+
+    def end(self, entry: tuple[str, int]) -> None:
+        if entry in self.running and next(iter(self.running)) != entry:
+            self.world.fire("answers out of order")
+        self.running.pop(entry, None)
+
+    def failure(self) -> ServingError:
+        rng = self.world.rng
+        kinds: list[ServingError] = [
+            BackendOverloaded(retry_after_s=rng.uniform(0.1, 8.0)),
+            BackendOverloaded(),
+            BackendUnavailable("refused"),
+            BackendTimeout("slow"),
+            BackendRejected("no"),
+            BackendProtocolError("what"),
+        ]
+        return rng.choice(kinds)
+
+
+@dataclass(slots=True, eq=False)
+class Answering:
+    """Wait for one answer; gives an Answer or raises a ServingError. `close` closes the connection."""
+
+    server: Server
+    actor: Actor
+    call: Call
+    timeout_s: float
+    entry: tuple[str, int] | None = None
+
+    def close(self) -> None:
+        if self.entry is not None:
+            self.server.running.pop(self.entry, None)
+
+    def begin(self, process: Process) -> None:
+        server, world, rng = self.server, self.server.world, self.server.world.rng
+        ticket = process.ticket
+        entry = self.entry = server.begin(self.actor.id)
+        text = str(self.call.messages[-1].get("content"))
+        trait = text.partition(" ")[0]
+        reply: Answer | ServingError = Answer(Output(answer_to(text), "stop"), Usage(3, 1, 4))
+        takes_s = min(rng.expovariate(1 / server.slow_s) + 0.01, 18.0)
+        if not server.is_up:
+            world.fire("backend down")
+            reply, takes_s = BackendUnavailable("refused"), 0.005
+        elif trait == STUBBORN:
+            reply, takes_s = server.failure() if rng.random() < 0.3 else BackendTimeout("slow"), 0.1
+        elif world.happens(world.chances.backend_hangs):
+            world.fire("backend hangs")
+            takes_s = self.timeout_s + 1.0
+        elif world.happens(world.chances.backend_failed):
+            reply, takes_s = server.failure(), rng.uniform(0.005, 0.5)
+            world.fire(f"backend {type(reply).__name__}")
+        if trait == POISON:
+            world.after(rng.uniform(0.05, 0.4), lambda: self._kill(process, ticket), self.actor)
+        if takes_s > self.timeout_s:
+            reply, takes_s = BackendTimeout("no answer in time"), self.timeout_s
+        world.after(takes_s, lambda: self._end(process, ticket, entry, reply), self.actor)
+
+    def _kill(self, process: Process, ticket: int) -> None:
+        if not process.is_done and process.ticket == ticket:
+            world = self.server.world
+            world.say(self.actor.id, "ends, poisoned by", self.call.task_id)
+            world.fire("poison", disrupts=True)
+            self.actor.crash()
+
+    def _end(self, process: Process, ticket: int, entry: tuple[str, int], reply: Answer | ServingError) -> None:
+        if process.is_done or process.ticket != ticket:
+            return
+        self.server.end(entry)
+        if isinstance(reply, Answer):
+            process.resume(ticket, reply)
+        else:
+            process.resume(ticket, error=reply)
