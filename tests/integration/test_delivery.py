@@ -213,3 +213,39 @@ async def test_a_foreign_record_in_a_retry_topic_gets_a_dead_letter(stack: Stack
     assert (name, "failed", "invalid_request") == (*found, found[name]["outcome"], found[name]["error"]["type"])
     async with stack.reader(stack.names.dead_letters) as letters:
         assert [b"what is this"] == [record.value for record in await letters.until(1)]
+
+
+async def test_clean_restarts_do_not_quarantine_a_task_that_waited_for_another_try(
+    stack: Stack, server: ScriptedServer
+) -> None:
+    server.fault_for = lambda body: status(429, "busy", Retry_After="4")
+    await send(stack, "patient")
+    for calls in range(1, 5):
+        worker = await stack.start_worker()
+        await server.until(lambda s, calls=calls: s.executions["patient"] >= calls and s.in_flight == 0)  # type: ignore[misc]
+        assert 0 == await asyncio.to_thread(stack.end, worker)
+    server.fault_for = lambda body: None
+    await stack.start_worker()
+    found = (await results(stack, 1))["patient"]
+    assert "completed" == found["outcome"]
+
+
+async def test_one_long_call_holds_its_own_partition_up_and_no_other_of_its_lane(
+    kafka: str, tmp_path: Path, server: ScriptedServer
+) -> None:
+    server.fault_for = lambda body: hang if body["messages"][-1]["content"] == "head" else None
+    async with Stack(kafka, tmp_path, [("openai", server.url)], slots=32) as stack:
+        await send(stack, "head", partition=0)
+        async with stack.producer() as producer:
+            topic, other = stack.names.requests(Lane.NORMAL), 600
+            for number in range(700):  # more than a partition's span
+                await producer.send(topic, request(f"a-{number}", cache={"mode": "bypass"}), partition=0)
+            for number in range(other):
+                value = request("b", task_id=f"b-{number}", cache={"mode": "bypass"})
+                await producer.send(topic, value, partition=1)
+            await producer.flush()
+        await stack.start_worker()
+        async with asyncio.timeout(40), stack.reader(stack.names.results) as reader:
+            while len({r.key for r in reader.records if r.partition == 1}) < other:
+                await reader.until(len({r.key for r in reader.records}) + 1, timeout_s=20)
+    assert 1 == server.executions["head"]
