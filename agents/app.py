@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from aiokafka.errors import KafkaError
 from faust.contrib.asgi import bind_to_running_loop
 from prometheus_client import CollectorRegistry, start_http_server
 
@@ -40,7 +41,7 @@ from streams.snapshot import Describer
 from streams.watchdog import STUCK_AFTER_S, Reading, Watchdog
 from wire import topics
 from wire.clock import monotonic_s
-from wire.connection import wait_for_brokers
+from wire.connection import BrokersUnreachable, wait_for_brokers
 from wire.logs import get_logger
 from wire.producing import DurableProducer
 from wire.safety import refuse_unsafe
@@ -102,8 +103,9 @@ class Worker:
         await wait_for_brokers(self._kafka, log=log, stop=stop)
         if stop.is_set():
             return
-        await self._verify_topics()
-        await refuse_unsafe(self._kafka, self._settings.allow_insecure_dev)
+        await self._verify(stop)
+        if stop.is_set():
+            return
         self._datadir.mkdir(parents=True, exist_ok=True)
         await self._build()
         try:
@@ -113,6 +115,20 @@ class Worker:
             joining.cancel()
         finally:
             await self._end()
+
+    async def _verify(self, stop: asyncio.Event) -> None:
+        """Return when the topics are as they should be, or `stop` is set; brokers that go away meanwhile are waited for."""
+        while not stop.is_set():
+            try:
+                await self._verify_topics()
+                await refuse_unsafe(self._kafka, self._settings.allow_insecure_dev)
+            except (BrokersUnreachable, KafkaError) as error:
+                log.warning("the topics cannot be looked at; trying again", error=type(error).__name__)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), _TICK_S)
+                await wait_for_brokers(self._kafka, log=log, stop=stop)
+            else:
+                return
 
     async def _verify_topics(self) -> None:
         found = await topics.verify(self._kafka)

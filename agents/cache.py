@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
 
 from schemas.cache import CacheEntry
 from schemas.codec import DecodeError, decode
 from streams.caching import AnswerCache, CacheIndex
 from streams.settings import KafkaSettings
-from wire.connection import consumer_options
+from wire.connection import BROKER_FAILURES, consumer_options
 from wire.logs import get_logger
 from wire.reading import stop_consumer
 
@@ -39,7 +38,7 @@ class CacheFollower:
             try:
                 await consumer.start()
                 await self._read(consumer, positions)
-            except KafkaError as error:
+            except BROKER_FAILURES as error:
                 log.warning("cache changelog not readable; trying again", error=type(error).__name__)
                 await asyncio.sleep(_RETRY_S)
             finally:

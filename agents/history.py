@@ -15,7 +15,6 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
 
 from agents.transport import GULP_BYTES, GULP_WAIT_MS
 from schemas import headers as names
@@ -27,7 +26,7 @@ from streams.outcome import FinishedIndex
 from streams.redelivery import Peers, RecentEnds, StartsIndex
 from streams.settings import KafkaSettings
 from streams.task import TaskKey
-from wire.connection import QUICK_RETRIES, client_options, consumer_options
+from wire.connection import BROKER_FAILURES, QUICK_RETRIES, client_options, consumer_options
 from wire.logs import get_logger
 from wire.reading import committed_offsets, stop_consumer
 
@@ -129,7 +128,7 @@ class History:
             try:
                 await consumer.start()
                 await self._read(consumer)
-            except KafkaError as error:
+            except BROKER_FAILURES as error:
                 log.warning("logs not readable; trying again", error=type(error).__name__)
                 for place, followed in self._places.items():
                     if not followed.ready.is_set():

@@ -30,7 +30,7 @@ from streams.dispatcher import HandOver
 from streams.settings import KafkaSettings
 from streams.watchdog import Reading
 from wire.clock import monotonic_s
-from wire.connection import consumer_options
+from wire.connection import BROKER_FAILURES, consumer_options
 from wire.logs import get_logger
 from wire.reading import stop_consumer
 
@@ -132,7 +132,7 @@ class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
                 while not self._stopped.is_set():
                     await self._turn(consumer)
                 await asyncio.Event().wait()  # stopped: the end comes by a cancellation
-            except KafkaError as error:
+            except BROKER_FAILURES as error:
                 log.warning("retry topics not readable; trying again", error=type(error).__name__)
                 await asyncio.sleep(_RETRY_S)
             finally:

@@ -7,15 +7,17 @@ What is corrected, and why, is in docs/decisions/0003-faust-corrections.md.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import faust
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from faust import streams as faust_streams
 from faust.tables.manager import TableManager as FaustTableManager
+from faust.tables.recovery import Recovery as FaustRecovery
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
@@ -196,10 +198,28 @@ class Transport(driver.Transport):  # type: ignore[misc]
     Consumer = Consumer
 
 
+class Recovery(FaustRecovery):  # type: ignore[misc]
+    """Reads changelogs from their beginning where their offsets are not known."""
+
+    logger = driver.logger
+
+    async def _seek_offsets(self, consumer: Any, tps: set[TP], offsets: Counter[TP], title: str) -> None:
+        # Stock: a partition without a leader has earliest offset -1, of which 1 is taken; seeking to -2 crashes the app.
+        for tp in tps:
+            offsets[tp] = max(offsets[tp], -1)
+        await super()._seek_offsets(consumer, tps, offsets, title)
+
+
 class TableManager(FaustTableManager):  # type: ignore[misc]
     """Starts at once; stock sleeps for a second first."""
 
     logger = driver.logger
+
+    @property
+    def recovery(self) -> Recovery:
+        if self._recovery is None:
+            self._recovery = Recovery(self.app, self, beacon=self.beacon, loop=self.loop)
+        return cast(Recovery, self._recovery)
 
     async def on_start(self) -> None:
         if not self.should_stop:

@@ -28,10 +28,16 @@ from wire.producing import DurableProducer
 from wire.reading import LogReader, log_reader
 
 _SEND_S = 30.0
+_NOBODY_S = 10.0
 
 
-async def submit(kafka: KafkaSettings, lane: Lane, task_id: str, value: bytes, *, wait: bool) -> bytes:
-    """Send the request; return where it lies, or with `wait` the record of its outcome."""
+async def submit(
+    kafka: KafkaSettings, lane: Lane, task_id: str, value: bytes, *, wait: bool, deadline_s: float | None = None
+) -> bytes:
+    """Send the request; return where it lies, or with `wait` the record of its outcome.
+
+    Raises: Failed when nobody has ended it for ten seconds after its deadline.
+    """
     topic = kafka.names.requests(lane)
     async with log_reader(kafka, client_id="triage-submit") as reader:
         partition = home(task_id, await partition_count(reader, topic))
@@ -41,10 +47,17 @@ async def submit(kafka: KafkaSettings, lane: Lane, task_id: str, value: bytes, *
         if not wait:
             return orjson.dumps({"task_id": task_id, "topic": topic, "partition": partition, "offset": offset})
         print(f"triage: {task_id} is sent; waiting for its answer", file=sys.stderr)
-        async for record in reader.follow(before):
-            if record.key == task_id.encode() and record.value is not None:
-                found: bytes = record.value
-                return found
+        try:
+            async with asyncio.timeout(None if deadline_s is None else deadline_s + _NOBODY_S):
+                async for record in reader.follow(before):
+                    if record.key == task_id.encode() and record.value is not None:
+                        found: bytes = record.value
+                        return found
+        except TimeoutError:
+            raise Failed(
+                f"The deadline of {task_id} passed {_NOBODY_S:g} s ago and nobody ended it: no worker and no gateway runs "
+                "(`triage health` shows what does)."
+            ) from None
     raise AssertionError("a log that is followed has no end")
 
 

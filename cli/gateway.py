@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 def gateway(
     config: Annotated[Path | None, typer.Option("--config", help="Settings file.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Instead of gateway.port; 0 takes any free one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a ready line for machines.")] = False,
 ) -> None:
     """Answer over HTTP: submit, status, result, cancel; ends cleanly on SIGTERM."""
@@ -21,7 +24,7 @@ def gateway(
     from cli.errors import Failed
     from wire import logs
 
-    settings = load(config).settings
+    settings = load(config, {"gateway.port": port}).settings
     if settings.auth.modes != ["none"]:
         raise Failed('auth.modes other than ["none"] are not there yet.')
     logs.configure(settings.logging.format, settings.logging.level)
@@ -50,7 +53,7 @@ def serve(settings: Settings, *, as_json: bool) -> None:
         listening = server.listen(host, port)
     except OSError as error:
         raise Failed(
-            f"Port {port} of {host} cannot be used ({error.strerror}): set gateway.port, 0 = any free."
+            f"Port {port} of {host} cannot be used ({os.strerror(error.errno or 0)}): choose one with --port, 0 for any free one."
         ) from None
     scheme = "http" if settings.gateway.tls_cert_file is None else "https"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"

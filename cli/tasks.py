@@ -58,7 +58,8 @@ def submit(
 
     task_id = f"cli-{uuid.uuid4().hex}"
     value = _request(task_id, fields, deadline_ms)
-    sent = asyncio.run(send(_kafka(config), lane, task_id, value, wait=wait))
+    due_s = None if deadline_ms is None else deadline_ms / 1000
+    sent = asyncio.run(send(_kafka(config), lane, task_id, value, wait=wait, deadline_s=due_s))
     if wait:
         raise typer.Exit(show(sent, as_json=as_json))
     typer.echo(sent if as_json else task_id)

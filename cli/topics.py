@@ -51,7 +51,9 @@ def plan(config: Config = None, as_json: Json = False, timeout: Timeout = 10.0) 
     Example:
       triage topics plan --json
     """
-    kafka = _loaded(config).settings.kafka
+    from cli.checks.topics import as_on_this_machine
+
+    kafka = asyncio.run(as_on_this_machine(_loaded(config), timeout))
     found = _look(kafka, timeout)
     if as_json:
         _print_json(kafka, differences=found)

@@ -15,7 +15,7 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from gateway.ports import Stored, Unavailable
 from streams.settings import KafkaSettings
-from wire.connection import client_options
+from wire.connection import BROKER_FAILURES, client_options
 
 MOST_KEPT = 256
 MOST_KEPT_BYTES = 8 << 20
@@ -79,7 +79,7 @@ class Answers:
         try:
             async with asyncio.timeout(_READ_S):
                 found = await self._fetch(TopicPartition(topic, partition), offset)
-        except (TimeoutError, KafkaError) as error:
+        except BROKER_FAILURES as error:
             raise Unavailable("Kafka does not give the record") from error
         if found is not None:
             self.kept.put(place, found)

@@ -8,11 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
 
 from gateway.ports import Unavailable
 from streams.settings import KafkaSettings
-from wire.connection import QUICK_RETRIES, consumer_options
+from wire.connection import BROKER_FAILURES, QUICK_RETRIES, consumer_options
 from wire.reading import stop_consumer
 
 ASK_S = 2.0
@@ -70,7 +69,7 @@ class Questions:
         try:
             async with asyncio.timeout(ASK_S):
                 question.answer.set_result(await self._ask(list(question.tps)))
-        except (TimeoutError, KafkaError):
+        except BROKER_FAILURES:
             _fail(question, "Kafka does not answer")
 
 
@@ -118,7 +117,7 @@ class Ends:
         try:
             async with asyncio.timeout(ASK_S):
                 times = await self._consumer.offsets_for_times(dict.fromkeys(wanted, max(at_ms, 0)))
-        except (TimeoutError, KafkaError) as error:
+        except BROKER_FAILURES as error:
             raise Unavailable("Kafka does not answer") from error
         return found | {tp: at.offset for tp, at in times.items() if at is not None}
 

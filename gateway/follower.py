@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
 
 from gateway.answers import Kept
 from gateway.ends import Ends
@@ -25,7 +24,7 @@ from gateway.view import View
 from gateway.waiters import Waiters
 from streams.settings import KafkaSettings
 from wire.clock import monotonic_s
-from wire.connection import BrokersUnreachable, consumer_options
+from wire.connection import BROKER_FAILURES, BrokersUnreachable, consumer_options
 from wire.logs import get_logger
 from wire.reading import stop_consumer
 
@@ -87,7 +86,7 @@ class Follower:
                 while True:
                     await self._pump(consumer)
                     await self._gather()
-            except (KafkaError, BrokersUnreachable, Unavailable) as error:
+            except (*BROKER_FAILURES, BrokersUnreachable, Unavailable) as error:
                 log.warning("logs not readable; trying again", error=type(error).__name__)
                 await asyncio.sleep(_RETRY_S)
             finally:

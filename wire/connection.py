@@ -41,6 +41,8 @@ _FETCH_MAX_WAIT_MS = 100
 # For a client that lives for a moment: it meets "unknown topic" and "no coordinator yet" first, and half a second each would be most
 # of what it takes.
 QUICK_RETRIES = {"retry_backoff_ms": 20}
+# What a client raises when brokers fail it; a RuntimeError is uvloop's, of a connection that is closing.
+BROKER_FAILURES = (KafkaError, OSError, RuntimeError)
 
 _PROBE_EVERY_S = 0.5
 _PROBE_TIMEOUT_S = 3.0

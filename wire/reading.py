@@ -24,7 +24,7 @@ Record: TypeAlias = Any
 """A record as aiokafka gives it: topic, partition, offset, timestamp (broker ms), key, value, headers."""
 Offsets: TypeAlias = Mapping[TopicPartition, int]
 
-CONNECT_S = 3.5
+CONNECT_S = 3.0
 # Asked for an end, a client answers only when its long poll is over.
 _SHORT_POLL = {"fetch_max_wait_ms": 20}
 _POLL_MS = 250
@@ -132,7 +132,7 @@ async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
 
 @contextlib.asynccontextmanager
 async def log_reader(kafka: KafkaSettings, *, client_id: str) -> AsyncIterator[LogReader]:
-    """Give a connected reader; brokers that are away for 3.5 s, or go away meanwhile, come out as BrokersUnreachable.
+    """Give a connected reader; brokers that are away for 3 s, or go away meanwhile, come out as BrokersUnreachable.
 
     Raises: BrokersUnreachable, CredentialsUnusable.
     """

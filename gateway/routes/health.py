@@ -67,11 +67,13 @@ def _gpu_reason(gpu: GpuView) -> str | None:
     return None
 
 
+@router.head("/healthz/live", include_in_schema=False)
 @router.get("/healthz/live", include_in_schema=False)
 async def live() -> Response:
     return json_response({"status": "alive"})
 
 
+@router.head("/healthz/ready", include_in_schema=False)
 @router.get("/healthz/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
     gateway = gateway_of(request)
@@ -81,17 +83,20 @@ async def ready(request: Request) -> Response:
     return json_response({"status": "ready"})
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
     return Response(generate_latest(gateway_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
+@router.head("/version", include_in_schema=False)
 @router.get("/version")
 async def version() -> Response:
     """Say which version this is."""
     return json_response({"version": __version__})
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     return HTMLResponse(PAGE)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cli import heard
+from cli import direct, heard
+from cli.errors import Failed
 from cli.main import main
 from schemas.codec import decode, encode
 from schemas.gpu import GpuId, GPUMetrics, GpuSource
@@ -57,6 +58,12 @@ class Verbs:
 @pytest.fixture
 def triage(stack: Stack, capsys: pytest.CaptureFixture[str]) -> Verbs:
     return Verbs(stack, capsys)
+
+
+async def test_waiting_ends_when_nobody_is_there_to_end_the_task(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "_NOBODY_S", 0.5)
+    with pytest.raises(Failed, match="no worker and no gateway runs"):
+        await direct.submit(stack.kafka, Lane.LOW, "nobodys", request("hi"), wait=True, deadline_s=0.5)
 
 
 async def test_a_cancelled_task_stays_cancelled_whatever_comes_after(
