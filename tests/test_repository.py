@@ -74,3 +74,14 @@ def test_the_lock_names_the_extras_that_a_package_asks_of_another() -> None:
 
 def test_the_wheel_carries_every_package() -> None:
     assert list(PACKAGES) == PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+
+
+def test_only_readings_and_a_servers_dates_know_the_wall_clock() -> None:
+    """Deadlines, retries and leases go by the broker's time and monotonic seconds: a clock that is set changes none of them."""
+    found = {
+        str(path.relative_to(ROOT))
+        for package in ("schemas", "streams", "wire", "agents", "gateway")
+        for path in (ROOT / package).rglob("*.py")
+        if re.search(r"\bwall_ms\b|\btime\.time\b|datetime\.now|utcnow", path.read_text())
+    }
+    assert found == {"wire/clock.py", "agents/gpu_publisher.py", "agents/gpu_metrics.py", "agents/backends/refusals.py"}
