@@ -85,6 +85,7 @@ def _serve(options: argparse.Namespace) -> Any:
     parameters.n_ctx = options.slots * options.context
     parameters.n_threads_http = 16 + 4 * options.slots  # a client that keeps idle connections takes one thread for each
     parameters.n_gpu_layers = 0
+    parameters.sampling.temp = 0.0  # where a request names none: so small a model's likeliest answer is its best
     # One core is left to whoever else wants it: threads that share a core wait for each other (two threads beside one busy process
     # gave a third of the tokens that they gave alone, one thread all but the same).
     parameters.cpuparams.n_threads = max((os.cpu_count() or 1) - 1, 1)

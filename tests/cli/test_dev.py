@@ -158,10 +158,10 @@ async def _a_killed_worker_loses_nothing(producer: AIOKafkaProducer, reader: Rea
     for number in range(20):
         value = short(f"Count {number}.", task_id=f"kill-{number}", model="any-name", cache={"mode": "bypass"})
         await producer.send_and_wait(NAMES.requests(Lane.NORMAL), value, key=b"%d" % number)
-    await reader.until(44)
+    await reader.until(45)
     os.kill(worker, signal.SIGKILL)
     await until_restarted(folder, "worker-1", worker)
-    results = first_results(await reader.until(61, timeout_s=60))
+    results = first_results(await reader.until(62, timeout_s=60))
     assert {f"kill-{number}" for number in range(20)} <= set(results)
     assert {"completed"} == {row["outcome"] for row in results.values()}
 

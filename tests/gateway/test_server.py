@@ -74,7 +74,7 @@ def until_it_stops_listening(port: int) -> None:
             continue
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(30, func_only=True)  # if it is the last test of a run, the broker of all is removed after it
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_it_at_once_whatever_still_runs(
@@ -153,7 +153,9 @@ async def test_a_large_body_is_no_large_head_and_a_large_head_on_a_used_connecti
         writer.close()
 
 
-async def test_what_nobody_foresaw_is_logged_without_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_what_nobody_foresaw_is_logged_without_its_text(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     def broken() -> None:
         raise ValueError("a secret")
 
@@ -161,7 +163,7 @@ async def test_what_nobody_foresaw_is_logged_without_its_text(capsys: pytest.Cap
         gateway.fake.require = broken  # type: ignore[method-assign]
         async with httpx.AsyncClient(trust_env=False) as http:
             response = await http.get(f"http://127.0.0.1:{port}/v1/async/stats")
-    said = "".join(capsys.readouterr())
+    said = "".join(capsys.readouterr()) + caplog.text  # wherever logs go by now
     assert (500, True, False) == (response.status_code, "request failed" in said, "secret" in said)
 
 
