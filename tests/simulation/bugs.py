@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,11 @@ from unittest.mock import patch
 
 from agents.delivery import Delivery
 from schemas.result import ErrorType, Outcome, Result
+from schemas.topics import Lane
 from streams import dispatcher as decisions
 from streams.acks import InOrderAcks
 from streams.backends import BackendState
+from streams.batching import Window
 from streams.dispatcher import Batch, Dispatcher, Effect, Finish, HandOver
 from streams.outcome import FinishedIndex
 from streams.redelivery import Peers, RecentEnds
@@ -25,10 +28,10 @@ from tests.simulation.history import History
 from tests.simulation.intake import LaneIntake
 from tests.simulation.outside import Gateway
 from tests.simulation.producing import Producer, Write
-from tests.simulation.scenario import Scenario
-from tests.simulation.serving import Answering
+from tests.simulation.scenario import Plan, Scenario
+from tests.simulation.serving import POISON, STUBBORN, WIDE, Answering, text_of
 from tests.simulation.worker import Worker
-from tests.simulation.world import Steps, Violation
+from tests.simulation.world import Chances, Steps, Violation
 
 
 class _ProduceFailed(Exception):
@@ -37,11 +40,12 @@ class _ProduceFailed(Exception):
 
 @dataclass(frozen=True)
 class Bug:
-    """A mistake by its name, and the promise it breaks."""
+    """A mistake by its name, and the promise it breaks. `plan`: what brings it out, None where what seeds draw does."""
 
     name: str
     breaks: str
     parts: tuple[tuple[Any, str, Any], ...]
+    plan: Plan | None = None
 
     @contextlib.contextmanager
     def made(self) -> Iterator[None]:
@@ -54,25 +58,89 @@ class Bug:
 BUGS: list[Bug] = []
 SEEDS = 300
 
+FULL_OF_RETRIES = Plan(
+    workers=1,
+    lanes=(Lane.NORMAL,),
+    tasks=30,
+    tries=0,
+    slots=1,
+    slow_s=3.0,
+    waiting=1,
+    own_room=2,
+    cancels=15,
+    invalid=0.3,
+    traits={STUBBORN: 0.5},
+    chances=Chances(backend_failed=0.3),
+)
+BETWEEN_TRIES = Plan(
+    workers=1,
+    lanes=(Lane.NORMAL,),
+    tasks=12,
+    tiers=0,
+    tries=6,
+    cancels=0,
+    until_s=60.0,
+    traits={STUBBORN: 1.0},
+    crashes=[4.0, 15.0, 26.0, 37.0, 48.0],
+)
+ONE_POISON = Plan(
+    workers=2, lanes=(Lane.NORMAL,), tasks=12, tiers=0, slots=4, slow_s=5.0, cancels=0, traits={POISON: 0.1}
+)
+SLOW = Plan(workers=1, lanes=(Lane.NORMAL,), tasks=30, slots=1, slow_s=5.0, cancels=0)
+MOVING = Plan(
+    workers=2, slow_s=5.0, is_calm=True, joins=[3.0, 8.0, 13.0, 18.0], drains=[5.0, 10.0, 15.0, 20.0], cancels=0
+)
+WIDE_RETRIES = Plan(
+    workers=2,
+    tries=0,
+    slots=4,
+    traits={WIDE: 0.7},
+    chances=Chances(produce_delayed=0.3),
+    joins=[2.0, 4.0, 6.0, 8.0],
+    drains=[3.0, 5.0, 7.0, 9.0],
+)
+SHORT_SPAN = Plan(lanes=(Lane.NORMAL,), span=3, slow_s=2.0)
+NO_RETRIES = Plan(
+    tiers=0, pauses=[(4.0, 8.0), (15.0, 3.0)], crashes=[8.0, 17.0], joins=[3.0, 12.0], drains=[6.0, 14.0], cancels=4
+)
+RETRYING = Plan(tries=0, traits={STUBBORN: 0.5}, chances=Chances(produce_failed=0.1, ack_lost=0.05, crash=0.01))
+PLANS = {
+    "retrying": RETRYING,
+    "full of retries": FULL_OF_RETRIES,
+    "between tries": BETWEEN_TRIES,
+    "one poison": ONE_POISON,
+    "slow": SLOW,
+    "moving": MOVING,
+    "wide retries": WIDE_RETRIES,
+    "short span": SHORT_SPAN,
+    "no retries": NO_RETRIES,
+}
+
 
 def seed_that_finds(bug: Bug) -> int | None:
     """Return the first seed with which a mistake breaks its own promise, None when 300 seeds do not show it."""
     with bug.made():
         for seed in range(SEEDS):
             try:
-                Scenario(seed).run()
+                Scenario(seed, bug.plan).run()
             except Violation as found:
                 if found.name == bug.breaks:
                     return seed
     return None
 
 
-def _bug(breaks: str, owner: Any, attribute: str, *others: tuple[Any, str, Any]) -> Callable[[Any], Any]:
+def _bug(
+    breaks: str, owner: Any, attribute: str, *others: tuple[Any, str, Any], plan: Plan | None = None
+) -> Callable[[Any], Any]:
     def take(wrong: Any) -> Any:
-        BUGS.append(Bug(wrong.__name__, breaks, ((owner, attribute, wrong), *others)))
+        BUGS.append(Bug(wrong.__name__, breaks, ((owner, attribute, wrong), *others), plan))
         return wrong
 
     return take
+
+
+def _nothing_recent(_self: RecentEnds, _key: TaskKey) -> bool:
+    return False
 
 
 def _ends_a_task(write: Write) -> bool:
@@ -134,7 +202,7 @@ def drain_commits_everything(self: Worker) -> Steps[None]:
     yield from _right_stop_apps(self)
 
 
-@_bug("OVERCOMMIT", DispatchLoop, "_hand_over")
+@_bug("OVERCOMMIT", DispatchLoop, "_hand_over", plan=RETRYING)
 def acknowledged_before_the_retry_is_durable(self: DispatchLoop, effect: HandOver) -> Steps[None]:
     self._acknowledge(effect.task)
     yield from _right_hand_over(self, effect)
@@ -146,6 +214,7 @@ def acknowledged_before_the_retry_is_durable(self: DispatchLoop, effect: HandOve
     "_hand_over",
     (Producer, "failed", _tell_of_failures),
     (DispatchLoop, "_finish", _written_again),
+    plan=RETRYING,
 )
 def acknowledged_though_the_retry_failed(self: DispatchLoop, effect: HandOver) -> Steps[None]:
     try:
@@ -177,11 +246,22 @@ def deliveries_to_a_held_task_dropped(
     return [] if self.holds(task.key) else _right_accept(self, task, now_s=now_s, elsewhere=elsewhere)
 
 
-@_bug("SPAN", LaneIntake, "_room")
-def room_not_awaited(self: LaneIntake, partition: int, generation: int) -> Steps[None]:
-    self._checks.span(self.worker, self._acks[partition].span, self._bounds.span)
-    return
-    yield
+@_bug("SPAN", LaneIntake, "_take_what_fits")
+def taken_whether_it_fits_or_not(self: LaneIntake, partition: int) -> None:
+    while self._overflow[partition]:
+        self._take(self._overflow[partition].popleft())
+
+
+@_bug("LOST", LaneIntake, "complete", plan=SHORT_SPAN)
+def overflow_not_looked_at_again(self: LaneIntake, delivery: Delivery) -> None:
+    overflow, self._overflow[delivery.partition] = self._overflow[delivery.partition], deque()
+    _right_complete(self, delivery)
+    self._overflow[delivery.partition] = overflow
+
+
+@_bug("LOST", Worker, "_wake_intakes", plan=FULL_OF_RETRIES)
+def room_not_told(self: Worker) -> None:
+    pass
 
 
 # Outcomes
@@ -237,12 +317,13 @@ def ends_from_outside_ignored(self: DispatchLoop, key: TaskKey) -> None:
     pass
 
 
-@_bug("AFTER_END", FinishedIndex, "observe")
+# The recent ends know the same, of the newest 100,000 tasks.
+@_bug("AFTER_END", FinishedIndex, "observe", (RecentEnds, "__contains__", _nothing_recent), plan=NO_RETRIES)
 def results_of_others_ignored(self: FinishedIndex, task_id: str, source: object, outcome: Outcome) -> None:
     pass
 
 
-@_bug("AFTER_END", FinishedIndex, "commit")
+@_bug("AFTER_END", FinishedIndex, "commit", (RecentEnds, "__contains__", _nothing_recent), plan=NO_RETRIES)
 def finished_forgotten_too_early(self: FinishedIndex, topic: str, partition: int, offset: int) -> None:
     _right_commit(self, topic, partition, offset + 8)
     self._committed[topic, partition] = offset
@@ -268,7 +349,43 @@ def intake_before_the_logs_are_read(self: History, place: Place) -> bool:
     return True
 
 
+@_bug("REPEATED", DispatchLoop, "reconsider", plan=MOVING)
+def results_of_others_not_awaited(self: DispatchLoop) -> None:
+    now_ms = self.dispatcher.clock.ms(self._now())
+    peers, starts = self._history.peers, self._history.starts
+    self.dispatcher.reconsider(lambda task: peers.runs(task.task_id, starts.of(task.key), now_ms))
+    self.kick()
+
+
+@_bug("AFTER_END", DispatchLoop, "_hand_over", plan=WIDE_RETRIES)
+def given_back_while_its_outcome_is_written(self: DispatchLoop, effect: HandOver) -> Steps[None]:
+    if text_of(effect.task.request).startswith(WIDE) and effect.error is not None:
+        self._finishing.pop(effect.task.key, None)
+    yield from _right_hand_over(self, effect)
+
+
+# Who ended the worker
+
+
+@_bug("QUARANTINE", DispatchLoop, "_release", plan=BETWEEN_TRIES)
+def starts_not_released(self: DispatchLoop, task: Task) -> None:
+    pass
+
+
+@_bug("INNOCENT", Dispatcher, "_let_one_suspect_through", plan=ONE_POISON)
+def suspects_run_together(self: Dispatcher) -> None:
+    for key, task in list(self._suspects.items()):
+        del self._suspects[key]
+        self._suspect = task
+        self._enqueue(task)
+
+
 # Bounds
+
+
+@_bug("PARKED", Dispatcher, "_shut_windows", plan=SLOW)
+def parked_for_want_of_a_slot(self: Dispatcher, lane: Lane, now_s: float) -> list[Window]:
+    return list(self._windows[lane].values())
 
 
 @_bug("LATE", Dispatcher, "_expire")
@@ -300,6 +417,7 @@ _right_acknowledge, _right_finish, _right_hand_over = (
     DispatchLoop._finish,
     DispatchLoop._hand_over,
 )
+_right_complete = LaneIntake.complete
 _right_stop_apps, _right_accept, _right_expire = Worker._stop_apps, Dispatcher.accept, Gateway._expire
 _right_call_of, _right_dead_letter = DispatchLoop._call_of, DispatchLoop._write_dead_letter
 _right_failed = Producer.failed

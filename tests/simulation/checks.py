@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NoReturn, Protocol
 
-from agents.delivery import Delivery
 from schemas import headers as names
 from schemas.ids import made_id
+from schemas.progress import Released
 from schemas.request import InferenceTask
 from schemas.result import ErrorType, Outcome, Result
 from schemas.topics import Lane, RetryTier, TopicNames
 from streams.dispatcher import Batch
+from streams.retrying import PARKED_AFTER_S
 from streams.task import Task, TaskKey
 from tests.simulation.broker import Place, Record
-from tests.simulation.serving import Server, answer_to
+from tests.simulation.serving import POISON, Server, answer_to
 from tests.simulation.world import EPOCH_MS, Actor, Violation, World
 
 CRASHES_BEFORE_QUARANTINE = 4
 _RETRY_FLOOR = 10
 _CLOCK_STEP_MS = 2
-_GAP_S = 0.4
+_SENT_S, _SENT_LATE_S = 0.1, 10.0
 
 
 class Held(Protocol):
@@ -37,15 +38,12 @@ class Checks:
     """One account of a run: what clients were promised, what is durable, what was run where.
 
     `tiers` and `tries` are the settings' retry topics and tries in place, `slots` what a worker may have running at a server.
-    `is_calm`: nothing fails, so nothing may run twice. Not `is_strict`: the gaps that are known are let pass: `_is_in_gap`,
-    `_is_unread`, `_gone_with`.
+    `is_calm`: nothing fails, so nothing may run twice.
     """
 
-    def __init__(
-        self, world: World, *, tiers: int, tries: int, slots: int, skew_ms: int, is_calm: bool, is_strict: bool
-    ) -> None:
+    def __init__(self, world: World, *, tiers: int, tries: int, slots: int, skew_ms: int, is_calm: bool) -> None:
         self.world, self._tiers, self._tries, self._slots = world, tiers, tries, slots
-        self._skew_ms, self._is_calm, self._is_strict = skew_ms, is_calm, is_strict
+        self._skew_ms, self._is_calm = skew_ms, is_calm
         topics = TopicNames()
         self._topics = topics
         self._lanes = {topics.requests(lane): lane for lane in Lane}
@@ -64,9 +62,9 @@ class Checks:
         self._deadline_s: dict[Task, float] = {}
         self._hand_overs: Counter[TaskKey] = Counter()
         self._ended_in: dict[TaskKey, dict[str, None]] = defaultdict(dict)
-        self._started_in: dict[TaskKey, dict[str, None]] = defaultdict(dict)
-        self._first_s: dict[TaskKey, float] = {}
-        self._gone: dict[str, None] = {}
+        self._ended_s: dict[str, float] = {}
+        # Starts that came to nothing and are not released in the log: the attempt, and when that was.
+        self._unsaid: dict[TaskKey, dict[str, tuple[int, float]]] = defaultdict(dict)
         self._wrote: defaultdict[str, dict[TaskKey, None]] = defaultdict(dict)
         self._calls_of: Counter[str] = Counter()
 
@@ -86,6 +84,8 @@ class Checks:
             self._dead[record.key, record.partition] = None
         elif record.topic == self._topics.results:
             self._result(record)
+        elif isinstance(record.value, Released):
+            self._released(record.value, record.partition)
 
     def _request(self, record: Record) -> None:
         request = record.value
@@ -124,15 +124,29 @@ class Checks:
             self.broken("DEAD_LETTER", f"{key} failed and has no dead letter")
         if result.error is not None and result.error.type is ErrorType.QUARANTINED:
             self.world.fire("quarantined")
-            ended = self._ended_in[key] if self._is_strict else self._ended_in[key] | self._gone_with(key)
+            ended = self._ended_in[key] | self._not_told(key)
             if len(ended) < CRASHES_BEFORE_QUARANTINE:
                 self.broken("QUARANTINE", f"{key} was given up after {list(ended)} ended")
+            if self._is_poison_alone and not self.requests[key].startswith(POISON):
+                self.broken("INNOCENT", f"{key} was given up, and another one ended the workers")
         if result.output is not None and result.output.content != answer_to(self.requests[key]):
             self.broken("ANSWER", f"{key} got another task's answer")
         if key in self.firsts:
             self.world.fire("later terminal record")
         else:
-            self.firsts[key], self._first_s[key] = result.outcome, self.world.now_s
+            self.firsts[key] = result.outcome
+
+    def _released(self, record: Released, partition: int) -> None:
+        for task_id, _topic, _offset, attempt in record.released:
+            unsaid = self._unsaid[task_id, partition]
+            if record.worker in unsaid and unsaid[record.worker][0] == attempt:
+                del unsaid[record.worker]
+
+    @property
+    def _is_poison_alone(self) -> bool:
+        """Whether a single request is what ended every worker so far."""
+        others = [kind for kind in self.world.fired if kind in ("kill", "pause") or kind.startswith("crash ")]
+        return not others and 1 == sum(text.startswith(POISON) for text in self.requests.values())
 
     def committed(self, group: str, place: Place, before: int, after: int, *, is_fenced: bool) -> None:
         self.world.say("log", group, "commits", place, before, "->", after)
@@ -177,7 +191,7 @@ class Checks:
 
     def called(self, actor: Actor, seen: Mapping[TaskKey, None], server: Server, task: Task) -> None:
         # What is submitted again after its end was committed runs again: nothing is kept of it. The log decides.
-        is_known = task.key in seen or (task.key in self._wrote[actor.id] and not self._is_unread(task))
+        is_known = task.key in seen or task.key in self._wrote[actor.id]
         if is_known and self._submissions[task.key] == 1:
             self.broken("AFTER_END", f"{actor.id} ran {task}, whose outcome it knew")
         busy = server.busy(actor.id) + 1
@@ -185,10 +199,14 @@ class Checks:
             self.broken("LIMIT", f"{actor.id} runs {busy} calls at {server.name}, of {self._slots}")
         self._calls_of[actor.id] += 1
         self.calls[task.key] += 1
-        self._started_in[task.key][actor.id] = None
-        is_repeated = self._is_calm and self.calls[task.key] > 1
-        if is_repeated and (self._is_strict or not self._is_in_gap(task.key)):
+        if self._is_calm and self.calls[task.key] > 1:
             self.broken("REPEATED", f"{task} ran twice though nothing failed")
+
+    def parked(self, servers: Iterable[Server], task: Task) -> None:
+        since_s = self.world.now_s - PARKED_AFTER_S
+        able = [each.name for each in servers if task.model in (None, each.model) and each.was_up_since(since_s)]
+        if able and task.lane is not Lane.LOW:
+            self.broken("PARKED", f"{task} was parked though {able} could have taken it")
 
     def retried(self, actor: Actor, in_place: int, ratio: float) -> None:
         bound = _RETRY_FLOOR + ratio * self._calls_of[actor.id]
@@ -197,35 +215,30 @@ class Checks:
 
     def ended_while_running(self, actor: Actor, running: list[Task]) -> None:
         """A worker ended, or stood still for so long that others must think so."""
+        self._ended_s[actor.id] = self.world.now_s
         for task in running:
             self._ended_in[task.key][actor.id] = None
+
+    def came_to_nothing(self, actor: Actor, task: Task) -> None:
+        """A worker's start of a task has failed or was given up; it is to say so."""
+        if task.attempts:
+            self._unsaid[task.key][actor.id] = (task.attempts, self.world.now_s)
+
+    def _not_told(self, key: TaskKey) -> dict[str, None]:
+        """Return who is gone and could not say any more that it did not end by this task: such a record is posted once, and may be lost."""
+        fired = self.world.fired
+        is_slow = fired["produce delayed"] or fired["brokers away"] or fired["pause"]
+        within_s = _SENT_LATE_S if is_slow else _SENT_S
+        is_lossy = fired["produce failed"] or fired["acknowledgement lost"]
+        return {
+            worker: None
+            for worker, (_, at_s) in self._unsaid[key].items()
+            if worker in self._ended_s and (is_lossy or self._ended_s[worker] - at_s < within_s)
+        }
 
     def wrote(self, actor: Actor, key: TaskKey) -> None:
         """A worker's own result is durable."""
         self._wrote[actor.id][key] = None
-
-    def gone(self, actor: Actor) -> None:
-        """A worker ended, in whatever way, or others must think so."""
-        self._gone[actor.id] = None
-
-    def _gone_with(self, key: TaskKey) -> dict[str, None]:
-        """Who started a task and is gone. One that drained while the task waited for its next try here did not end by it, but the
-        logs do not say so, and it is counted as if it had crashed.
-        """
-        return {worker: None for worker in self._started_in[key] if worker in self._gone}
-
-    def _is_unread(self, task: Task) -> bool:
-        """A worker knows the end of a retry from the results log only, its own too: what is delivered again before it has read so far
-        runs again.
-        """
-        origin = task.origin
-        return not self._is_strict and isinstance(origin, Delivery) and origin.record != origin.source
-
-    def _is_in_gap(self, key: TaskKey) -> bool:
-        """A worker says in one log that it no longer runs a task and in another what came of it. Who waits for it may read the second
-        later, and its second of grace counts from its last look, so there may be nothing left of it.
-        """
-        return key in self._first_s and self.world.now_s - self._first_s[key] < _GAP_S
 
     # What clients hear
 

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from agents.delivery import Delivery, Owner
 from agents.retries import headers_of
 from schemas.cache import CacheEntry
 from schemas.codec import DecodeError
-from schemas.progress import Started
+from schemas.progress import Released, Started
 from schemas.result import ErrorType, Outcome, Result, ResultError
 from schemas.topics import Lane, TopicNames
 from streams import outcome
-from streams.dispatcher import Batch, Dispatcher, Drop, Effect, Finish, HandOver, Send
+from streams.dispatcher import MOST_CRASHES, Abort, Batch, Dispatcher, Drop, Effect, Finish, HandOver, Send
 from streams.errors import BackendError, BackendProtocolError, ServingError
 from streams.ports import Call
 from streams.task import Task, TaskKey
 from tests.simulation.checks import Checks
 from tests.simulation.history import History
 from tests.simulation.producing import Producer, ProducerClosed, Write
-from tests.simulation.serving import DEEP, HUGE, Answering, Server, answer_to
+from tests.simulation.serving import DEEP, HUGE, WIDE, Answering, Server, answer_to, text_of
 from tests.simulation.world import Actor, Process, Signal, Sleep, Steps, World
 from wire.producing import RecordTooLarge
 
 _AFTER_DEADLINE_S = 1.0
 _GRACE_S = 1.0
+_LET_GO_S = 2.0
 
 
 class InternalError(BackendError):
@@ -50,13 +52,16 @@ class DispatchLoop:
         *,
         now: Callable[[], float],
         after_let_go: Callable[[], Steps[None]],
+        on_room: Callable[[], None],
         on_backend_down: Callable[[str], None],
     ) -> None:
         self.world, self.actor, self.dispatcher, self._servers = world, actor, dispatcher, servers
         self._producer, self._history, self._names, self.checks = producer, history, names, checks
-        self._now, self._after_let_go, self._on_backend_down = now, after_let_go, on_backend_down
+        self._now, self._after_let_go, self._on_room = now, after_let_go, on_room
+        self._on_backend_down = on_backend_down
         self._finishing: dict[TaskKey, Task] = {}
         self._calls: dict[TaskKey, tuple[Process, Answering]] = {}
+        self._background: list[Process] = []
         self._is_scheduled = False
         self._timer = 0
         self._settled = Signal()
@@ -70,22 +75,26 @@ class DispatchLoop:
             self.world.fire("delivered while its outcome is written")
             self._attach(finishing, task)
             return
-        starts = self._history.starts.of(task.key, after_attempt=task.attempts)
-        elsewhere = False
         now_s = self._now()
-        if starts and not self.dispatcher.holds(task.key):
-            now_ms = self.dispatcher.clock.ms(now_s)
-            task.attempts = max(start.attempt for start in starts)
-            task.crashes = self._history.peers.crashes(starts, now_ms)
-            elsewhere = self._history.peers.runs(task.task_id, starts, now_ms)
-            task.not_before_s = now_s + _GRACE_S
+        elsewhere = not self.dispatcher.holds(task.key) and self._is_run_elsewhere(task, now_s)
         if self.dispatcher.holds(task.key):
             self.world.fire("delivered while it is held")
         if elsewhere:
             self.world.fire("waits for another worker")
+        if task.crashes == MOST_CRASHES:
+            self.world.fire("suspected")
         self.world.say(self.actor.id, "accepts", task, "elsewhere" if elsewhere else "", f"crashes={task.crashes}")
         self._perform(self.dispatcher.accept(task, now_s=now_s, elsewhere=elsewhere))
         self.kick()
+
+    def _is_run_elsewhere(self, task: Task, now_s: float) -> bool:
+        history, now_ms = self._history, self.dispatcher.clock.ms(now_s)
+        starts = history.starts.of(task.key, after_attempt=task.attempts)
+        if starts:
+            task.attempts = max(start.attempt for start in starts)
+            task.crashes = history.peers.crashes(starts, now_ms)
+        task.not_before_s = math.inf
+        return history.peers.runs(task.task_id, starts, now_ms)
 
     def _attach(self, held: Task, task: Task) -> None:
         held.deliveries.extend(task.deliveries)
@@ -101,6 +110,8 @@ class DispatchLoop:
 
         def still(task: Task) -> bool:
             if self._history.peers.runs(task.task_id, self._history.starts.of(task.key), now_ms):
+                task.not_before_s = math.inf
+            elif task.not_before_s == math.inf:
                 task.not_before_s = now_s + _GRACE_S
             return now_s < task.not_before_s
 
@@ -123,18 +134,27 @@ class DispatchLoop:
         gone = self.dispatcher.withdraw(keep, running=running)
         if gone:
             self.world.say(self.actor.id, "gives up", gone)
+        self._on_room()
 
     def let_go(self, owner: Owner, timeout_s: float) -> Steps[None]:
+        self.withdraw(owner, running=False)
         deadline_s = self._now() + timeout_s
         while self._runs_for(owner) and (left_s := deadline_s - self._now()) > 0:
             self._settled.clear()
             yield self._settled.wait(left_s)
+        self.withdraw(owner, running=False)
         if self._runs_for(owner):
             self.world.fire("let go while running")
-            try:
-                yield from self._after_let_go()
-            except ProducerClosed:
-                self.world.fire("snapshot not sent on revoke")
+            told = Signal()
+            self._spawn(self._tell(told))
+            yield told.wait(_LET_GO_S)
+
+    def _tell(self, told: Signal) -> Steps[None]:
+        try:
+            yield from self._after_let_go()
+        except ProducerClosed:
+            self.world.fire("snapshot not sent on revoke")
+        told.set()
 
     def _runs_for(self, owner: Owner) -> bool:
         tasks = [*self.dispatcher.running, *self._finishing.values()]
@@ -142,7 +162,12 @@ class DispatchLoop:
 
     @property
     def in_flight(self) -> list[str]:
-        return [task.task_id for task in (*self.dispatcher.running, *self._finishing.values())]
+        return [task.task_id for task in self.in_hand]
+
+    @property
+    def in_hand(self) -> list[Task]:
+        """Return the tasks of `in_flight`."""
+        return [*self.dispatcher.running, *self._finishing.values()]
 
     @property
     def leftovers(self) -> dict[str, int]:
@@ -177,6 +202,8 @@ class DispatchLoop:
 
     def _perform(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
+            if not isinstance(effect, Abort):
+                self._on_room()
             if isinstance(effect, Send):
                 self.checks.sent(self.actor, effect.batch, self._now())
                 self._spawn(self._run_batch(effect.batch))
@@ -184,9 +211,13 @@ class DispatchLoop:
                 self._finishing[effect.task.key] = effect.task
                 self._spawn(self._finish(effect))
             elif isinstance(effect, HandOver):
+                if effect.error is None:
+                    self.checks.parked(self._servers.values(), effect.task)
                 self._finishing[effect.task.key] = effect.task
                 self._spawn(self._hand_over(effect))
             elif isinstance(effect, Drop):
+                self.checks.came_to_nothing(self.actor, effect.task)
+                self._release(effect.task)
                 self._acknowledge(effect.task)
             else:
                 self._abort(effect.task)
@@ -206,7 +237,7 @@ class DispatchLoop:
         self._announce(batch)
         yield Sleep(self.world.rng.uniform(0.0, 0.05) if self.world.rng.random() < 0.2 else 0.0)
         for place, task in enumerate(tasks):
-            if self.dispatcher.is_running(task):
+            if self.dispatcher.runs(task):
                 answering = self._call_of(batch, place)
                 process = self._spawn(self._call(batch, task, answering))
                 self._calls[task.key] = (process, answering)
@@ -254,7 +285,23 @@ class DispatchLoop:
         if not effects and self.dispatcher.holds(task.key):
             self.world.fire("tried again in place")
             self.in_place += 1
+            self.checks.came_to_nothing(self.actor, task)
+            self._release(task)
         return effects
+
+    def _release(self, task: Task) -> None:
+        if task.attempts:
+            self._spawn(self._say_released([task]))
+
+    def _say_released(self, tasks: Sequence[Task]) -> Steps[None]:
+        at_ms = self.dispatcher.clock.ms(self._now())
+        for task in tasks:
+            row = (task.task_id, task.source.topic, task.source.offset, task.attempts)
+            record = Released(self.actor.id, [row], at_ms)
+            self.world.fire("start released")
+            self._producer.post(self._names.progress, task.source.partition, self.actor.id, record)
+        return
+        yield
 
     # The end of a task
 
@@ -266,8 +313,8 @@ class DispatchLoop:
             return
         except TypeError:
             self.world.fire("result not writable")
-            result = yield from self._write(task, self._unwritable(task))
-        self._history.index.observe(task.task_id, task.source, result.outcome)
+            result = yield from self._write(task, self._failed_inside(task, "the result could not be written"))
+        self._history.ended(task.key, task.source, result.outcome)
         self.checks.wrote(self.actor, task.key)
         self._acknowledge(task)
         self._remember(task, result, effect.cacheable)
@@ -279,13 +326,25 @@ class DispatchLoop:
             yield self._retry_record(effect, origin)
         except ProducerClosed:
             return
+        except RecordTooLarge:
+            self.world.fire("retry not writable")
+            if effect.error is None:
+                del self._finishing[task.key]
+                self.accept(task)
+            else:
+                failed = self._failed_inside(task, "the retry could not be written")
+                yield from self._finish(Finish(task, failed))
+            return
         self.world.fire("parked" if effect.error is None else f"handed over to {effect.tier.value}")
         self._acknowledge(task)
 
     def _retry_record(self, effect: HandOver, origin: Delivery) -> Write:
         topic, partition = self._names.retry(effect.tier), effect.task.source.partition
         key = effect.task.task_id
-        return self._producer.write(topic, partition, key, origin.value, headers_of(effect, origin))
+        write = self._producer.write(topic, partition, key, origin.value, headers_of(effect, origin))
+        if text_of(effect.task.request).startswith(WIDE):
+            write.problem = RecordTooLarge("too large")
+        return write
 
     def _acknowledge(self, task: Task) -> None:
         self._finishing.pop(task.key, None)
@@ -294,9 +353,9 @@ class DispatchLoop:
             delivery.complete()
         self._settled.set()
 
-    def _unwritable(self, task: Task) -> Result:
+    def _failed_inside(self, task: Task, detail: str) -> Result:
         now_s = self._now()
-        error = InternalError("the result could not be written")
+        error = InternalError(detail)
         failed = outcome.failed(task, error, now_s=now_s, now_ms=self.dispatcher.clock.ms(now_s))
         return replace(failed, metadata={})
 
@@ -338,7 +397,7 @@ class DispatchLoop:
             yield self._producer.write(self._names.results, delivery.partition, task_id, result)
         except ProducerClosed:
             return
-        self._history.index.observe(task_id, delivery.source, result.outcome)
+        self._history.ended((task_id, delivery.partition), delivery.source, result.outcome)
         delivery.complete()
 
     def _remember(self, task: Task, result: Result, cacheable: str | None) -> None:
@@ -361,8 +420,19 @@ class DispatchLoop:
             yield self._settled.wait(left_s)
         return True
 
+    def close(self) -> None:
+        self._timer += 1
+        for task in self.dispatcher.running:
+            self.checks.came_to_nothing(self.actor, task)
+        for wait in self._say_released(self.dispatcher.running):
+            raise AssertionError(wait)
+        for running in self._background:
+            running.cancel()
+
     def _spawn(self, work: Steps[None]) -> Process:
-        return self.world.spawn(self.actor, self._watched(work))
+        process = self.world.spawn(self.actor, self._watched(work))
+        self._background.append(process)
+        return process
 
     def _watched(self, work: Steps[None]) -> Steps[None]:
         yield from work

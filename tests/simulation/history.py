@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agents.history import LOOK_BACK_MS
-from schemas.progress import Started
-from schemas.result import Result
+from schemas.progress import Released, Started
+from schemas.result import Outcome, Result, Source
 from streams.outcome import FinishedIndex
 from streams.redelivery import Peers, RecentEnds, StartsIndex
 from streams.task import TaskKey
@@ -31,13 +31,15 @@ class History:
         self, world: World, broker: Broker, groups: Mapping[str, Group], retries: set[str], actor: Actor
     ) -> None:
         self.world, self.broker, self.actor = world, broker, actor
-        self.index, self.starts, self.ends, self.peers = FinishedIndex(), StartsIndex(), RecentEnds(), Peers(actor.id)
+        self.index, self.ends, self.peers = FinishedIndex(), RecentEnds(), Peers(actor.id)
+        self.starts = StartsIndex(self.ends)
         self.on_outcome: Callable[[TaskKey], None] = lambda _key: None
         self.seen: dict[TaskKey, None] = {}
         self._groups, self._retries = groups, retries
         self._places: dict[Place, Followed] = {}
         self._positions: dict[Place, int] = {}
         self._due: dict[Place, None] = {}
+        self._begun: set[Place] = set()
         self._workers: Place = (broker.names.workers, 0)
         self._changed = Signal()
 
@@ -57,12 +59,21 @@ class History:
 
     def follow(self, topic: str, partitions: Iterable[int]) -> None:
         owned = list(partitions)
-        for place in [place for place in self._places if place[0] == topic and place[1] not in owned]:
-            self.index.release(*place)
+        for place in [place for place in self._places if place[0] == topic]:
             self._places.pop(place).ready.set()
+            if place[1] not in owned:
+                self.index.release(*place)
         for partition in owned:
-            self._places.setdefault((topic, partition), Followed())
+            self._places[topic, partition] = Followed()
+        followed = {partition for _, partition in self._places}
+        for partition in {log[1] for log in self._positions if log != self._workers} - followed:
+            self.starts.release(partition)
         self._changed.set()
+
+    def ended(self, key: TaskKey, source: Source, outcome: Outcome) -> None:
+        self.index.observe(key[0], source, outcome)
+        self.ends.add(key)
+        self.starts.ended(key)
 
     def committed(self, place: Place, offset: int) -> None:
         if place in self._places and place[0] not in self._retries:
@@ -76,27 +87,35 @@ class History:
             self._changed.clear()
             yield from self._reassign()
 
+    def stop(self) -> None:
+        self._positions.clear()
+        self._listen()
+
     def observe(self, record: Record) -> None:
         if record.topic == self.broker.names.results:
             self._observe_result(record.value, record.partition)
         elif record.topic == self.broker.names.progress:
-            started: Started = record.value
-            self.starts.observe(started, record.partition)
+            self._observe_progress(record.value, record.partition)
         else:
             self.peers.observe(record.key, record.value, record.timestamp)
 
+    def _observe_progress(self, value: Started | Released, partition: int) -> None:
+        if isinstance(value, Released):
+            self.starts.released(value, partition)
+        else:
+            self.starts.observe(value, partition)
+
     def _observe_result(self, result: Result, partition: int) -> None:
-        self.index.observe(result.task_id, result.source, result.outcome)
-        ended = (result.task_id, partition)
-        self.starts.ended(ended)
-        if any((topic, partition) in self._places for topic in self._retries):
-            self.ends.add(ended)
-        self.seen[ended] = None
-        self.on_outcome(ended)
+        key = (result.task_id, partition)
+        self.ended(key, result.source, result.outcome)
+        self.seen[key] = None
+        self.on_outcome(key)
 
     def _reassign(self) -> Steps[None]:
         asked = {place: followed for place, followed in self._places.items() if followed.targets is None}
-        starts = (yield from self._starts(list(asked))) if asked else {}
+        new = [place for place in asked if place not in self._begun]
+        starts = (yield from self._starts(new)) if new else {}
+        self._begun = {place for place in (*self._begun, *new) if place in self._places}
         wanted = {log: None for _, partition in self._places for log in self._logs(partition)}
         if self._places:
             wanted[self._workers] = None
@@ -114,6 +133,8 @@ class History:
 
     def _starts(self, asked: list[Place]) -> Steps[dict[Place, int]]:
         yield from self._look_up()
+        ends = {log: self.broker.end(log) for _, partition in asked for log in self._logs(partition)}
+        yield from self._look_up()
         committed = {place: self._groups[place[0]].committed.get(place, 0) for place in asked}
         for place, offset in committed.items():
             if place[0] not in self._retries and place in self._places:
@@ -124,12 +145,12 @@ class History:
             if offset < self.broker.end(place):
                 appended_ms = self.broker.logs[place][offset].timestamp
                 first_ms[place[1]] = min(appended_ms, first_ms.get(place[1], appended_ms))
-        starts = {log: self.broker.end(log) for _, partition in asked for log in self._logs(partition)}
         yield from self._look_up()
-        for partition, ms in first_ms.items():
-            for log in self._logs(partition):
-                starts[log] = self.broker.first_since(log, max(ms - LOOK_BACK_MS, 0))
-        return starts
+        looked_up = {
+            log: max(ms - LOOK_BACK_MS, 0) for partition, ms in first_ms.items() for log in self._logs(partition)
+        }
+        found = {log: self.broker.first_since(log, ms) for log, ms in looked_up.items()}
+        return ends | {log: offset for log, offset in found.items() if offset < self.broker.end(log)}
 
     def _look_up(self) -> Steps[None]:
         yield Sleep(self.world.rng.uniform(*_LOOK_UP_S) + max(self.broker.away_until_s - self.world.now_s, 0.0))

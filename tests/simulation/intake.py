@@ -6,7 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agents.delivery import Delivery
+from agents.delivery import REVOKE_DRAIN_S, Delivery
 from schemas.codec import DecodeError
 from schemas.ids import made_id
 from schemas.request import DEFAULT_TENANT, CachePolicy, InferenceTask
@@ -24,18 +24,20 @@ from tests.simulation.dispatch import DispatchLoop
 from tests.simulation.history import History
 from tests.simulation.world import Actor, Signal, Sleep, Steps, World
 
-REVOKE_DRAIN_S = 3.0
 _COMMIT_EVERY_S = 1.0
 _NO_GENERATION = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What an intake may hold: offsets of a partition, waiting tasks of a lane, retry records that are not due."""
+    """What an intake may hold: offsets of a partition, waiting tasks of a lane, retry records of a partition that were not handed on,
+    and retries of a lane beyond `waiting`.
+    """
 
     span: int
     waiting: int
     held: int
+    own_room: int
 
 
 def new_task(
@@ -48,6 +50,7 @@ def new_task(
         tenant=request.tenant or DEFAULT_TENANT,
         request=request,
         sources=[delivery.source],
+        place=(delivery.record.topic, delivery.record.partition),
         deliveries=[delivery],
         origin=delivery,
         headers=delivery.headers,
@@ -91,8 +94,11 @@ class LaneIntake:
         self._changed, self._arrived = Signal(), Signal()
         self._queue: deque[tuple[Record, int]] = deque()
         self._positions: dict[Place, int] = {}
+        self._shut: dict[Place, None] = {}
         self._due: dict[Place, None] = {}
-        self._is_committing = False
+        # What was fetched of a partition whose span is full; nothing more of it is, see `is_full`.
+        self._overflow: dict[int, deque[Delivery]] = defaultdict(deque)
+        self._is_committing = self._is_revoking = False
         self.is_member = self.is_closed = False
 
     def start(self) -> None:
@@ -113,6 +119,10 @@ class LaneIntake:
         position = self._positions.get(place)
         if position is None:
             return
+        if self.is_full(place[1]):
+            self.world.fire("a full span")
+            self._shut[place] = None
+            return
         records = self.broker.logs[place][position : position + 16]
         self._queue.extend((record, self.generation) for record in records)
         self._positions[place] = position + len(records)
@@ -124,6 +134,7 @@ class LaneIntake:
         for place in self._positions:
             self.broker.readers[place].pop(self, None)
         self._positions.clear()
+        self._shut.clear()
         self._queue.clear()
 
     def _consume(self) -> Steps[None]:
@@ -135,7 +146,7 @@ class LaneIntake:
             yield self._arrived.wait()
 
     def _admit(self, record: Record, generation: int) -> Steps[None]:
-        if self.is_closed or generation != self._generation:
+        if self._is_over(generation) or generation != self.generation:
             return
         source = Source(record.topic, record.partition, record.offset)
         delivery = Delivery(
@@ -152,17 +163,29 @@ class LaneIntake:
         )
         self._acks[record.partition].add(record.offset, record.offset)
         place = (self.topic, record.partition)
-        if not self._past.is_caught_up(place):
+        while not self._past.is_caught_up(place):
             yield from self._past.caught_up(place)
-            if generation != self._generation:
+            if self._is_over(generation):
                 return
-        self._take(delivery, record)
-        yield from self._room(record.partition, generation)
+        self._overflow[record.partition].append(delivery)
+        self._take_what_fits(record.partition)
+        yield from self._room(generation)
 
-    def _take(self, delivery: Delivery, record: Record) -> None:
+    def _is_over(self, generation: int) -> bool:
+        return self.is_closed or self._is_revoking or generation != self._generation
+
+    def _take_what_fits(self, partition: int) -> None:
+        waiting, acks = self._overflow[partition], self._acks[partition]
+        while waiting and waiting[0].offset - (acks.oldest or 0) < self._bounds.span:
+            self._take(waiting.popleft())
+
+    def _take(self, delivery: Delivery) -> None:
         source = delivery.source
+        oldest = self._acks[source.partition].oldest
+        assert oldest is not None
+        self._checks.span(self.worker, source.offset - oldest + 1, self._bounds.span)
         task_id = made_id(self.lane, source.partition, source.offset)
-        request = record.value
+        request: object = delivery.value
         if not isinstance(request, InferenceTask):
             self._reject(delivery, DecodeError(ErrorType.INVALID_REQUEST, "no request"), task_id)
             return
@@ -186,15 +209,14 @@ class LaneIntake:
         else:
             self._receiver.reject(delivery, error, task_id)
 
-    def _room(self, partition: int, generation: int) -> Steps[None]:
-        acks = self._acks[partition]
-        self._checks.span(self.worker, acks.span, self._bounds.span)
-        while generation == self._generation and not self.is_closed:
-            if acks.span < self._bounds.span and self._receiver.waiting(self.lane) < self._bounds.waiting:
-                return
+    def _room(self, generation: int) -> Steps[None]:
+        while not self._is_over(generation) and self._receiver.waiting(self.lane) >= self._bounds.waiting:
             self.world.fire("no room")
             self._changed.clear()
             yield self._changed.wait()
+
+    def is_full(self, partition: int) -> bool:
+        return self._acks[partition].span >= self._bounds.span
 
     def complete(self, delivery: Delivery) -> None:
         if delivery.generation != self._generation:
@@ -202,6 +224,12 @@ class LaneIntake:
             return
         for offset in self._acks[delivery.partition].complete(delivery.offset):
             self._acknowledge(delivery.partition, offset)
+        if self._overflow[delivery.partition] and not self._is_over(delivery.generation):
+            self.world.fire("taken out of the overflow")
+            self._take_what_fits(delivery.partition)
+        for place in [place for place in self._shut if not self.is_full(place[1])]:
+            del self._shut[place]
+            self._appended(place)
         self.wake()
 
     def _acknowledge(self, partition: int, offset: int) -> None:
@@ -250,7 +278,8 @@ class LaneIntake:
         if not self._positions:
             return
         self._stop_flow()
-        self._receiver.withdraw(self, running=False)
+        self._is_revoking = True
+        self._overflow.clear()
         yield from self._receiver.let_go(self, REVOKE_DRAIN_S)
         self._generation = _NO_GENERATION
         yield from self.commit()
@@ -259,7 +288,9 @@ class LaneIntake:
         self.world.say(self.worker.id, "owns", places, "generation", generation)
         self._stop_flow()
         self._receiver.withdraw(self, running=True)
+        self._is_revoking = False
         self._forget_acks()
+        self._overflow.clear()
         self._generation = self.generation = generation
         self.wake()
         self._past.follow(self.topic, [partition for _, partition in places])

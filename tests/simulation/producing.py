@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from schemas.headers import Headers
 from tests.simulation.broker import Broker, Place, Record
-from tests.simulation.world import Actor, Process, World
+from tests.simulation.world import Actor, Process, Signal, Steps, World
 from wire.producing import RecordTooLarge
 
 _LATENCY_S = (0.001, 0.02)
 _NOTICED_S = 0.3
+_STOP_S = 5.0
+_APART_S = 1e-6
 
 
 class ProducerClosed(Exception):
@@ -49,6 +51,7 @@ class Producer:
         self.world, self.broker, self.actor, self._on_appended = world, broker, actor, on_appended
         self._pending: dict[Write, None] = {}
         self._newest: dict[Place, float] = {}
+        self._flushed = Signal()
         self.is_closed = False
 
     def write(self, topic: str, partition: int, key: str, value: object, headers: Headers = ()) -> Write:
@@ -61,8 +64,11 @@ class Producer:
         """Hand a record over without waiting; one that fails is lost."""
         self.take(Write(self, topic, partition, key, value, ()))
 
-    def close(self) -> None:
+    def stop(self) -> Steps[None]:
+        """Flush for at most 5 s; what is not acknowledged by then fails."""
         self.is_closed = True
+        if self._pending:
+            yield self._flushed.wait(_STOP_S)
         pending, self._pending = self._pending, {}
         for write in pending:
             write.end(error=ProducerClosed())
@@ -87,7 +93,7 @@ class Producer:
             world.fire("produce delayed", disrupts=True)
             delay_s += world.rng.uniform(0.5, 4.0)
         place = (write.topic, write.partition)
-        at_s = max(world.now_s + delay_s, self.broker.away_until_s, self._newest.get(place, 0.0))
+        at_s = max(world.now_s + delay_s, self.broker.away_until_s, self._newest.get(place, 0.0) + _APART_S)
         self._newest[place] = at_s
         if world.happens(chances.produce_failed):
             world.fire("produce failed", disrupts=True)
@@ -115,10 +121,15 @@ class Producer:
         self._on_appended(record.timestamp)
         self.world.boundary(self.actor, "after a produce")
         write.end(record.offset)
+        if not self._pending:
+            self._flushed.set()
 
     def failed(self) -> None:
         """Replace the producer: what waits for an acknowledgement is sent again, what was only posted is lost."""
         pending = list(self._pending)
+        if self.is_closed:
+            self._flushed.set()
+            return
         for write in pending:
             if write.process is None:
                 del self._pending[write]

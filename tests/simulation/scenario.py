@@ -16,7 +16,7 @@ from tests.simulation.broker import Broker, Group, Place
 from tests.simulation.checks import Checks
 from tests.simulation.intake import Bounds
 from tests.simulation.outside import Gateway
-from tests.simulation.serving import DEEP, HUGE, POISON, STUBBORN, Server
+from tests.simulation.serving import DEEP, HUGE, POISON, STUBBORN, WIDE, Server
 from tests.simulation.worker import Worker
 from tests.simulation.world import EPOCH_MS, Chances, World
 
@@ -42,6 +42,7 @@ class Plan:
     span: int = 512
     waiting: int = 256
     held: int = 64
+    own_room: int = 64
     until_s: float = 25.0
     is_calm: bool = False
     cancels: int = 2
@@ -76,6 +77,7 @@ def plan_of(seed: int) -> Plan:
     plan.joins = [rng.uniform(1, plan.until_s) for _ in range(rng.choice([0, 1, 1]))]
     if rng.random() < 0.3:
         plan.span, plan.waiting, plan.held = rng.choice([3, 6]), rng.choice([2, 4]), rng.choice([1, 3])
+        plan.own_room = rng.choice([1, 2])
     plan.is_calm = rng.random() < 1 / 6
     if not plan.is_calm:
         _spoil(plan, rng)
@@ -96,6 +98,7 @@ def _spoil(plan: Plan, rng: random.Random) -> None:
         backend_hangs=some(0.3, 0.05),
     )
     plan.traits = {HUGE: some(0.2, 0.1), DEEP: some(0.2, 0.1), STUBBORN: some(0.4, 0.2), POISON: 0.0}
+    plan.traits[WIDE] = some(0.2, 0.15)
     if rng.random() < 0.06:
         plan.traits[POISON] = 1.5 / plan.tasks
     plan.skew_ms = tuple(rng.choice([0, 0, -120, 120]) for _ in range(3))
@@ -121,7 +124,6 @@ class Scenario:
         plan: Plan | None = None,
         *,
         crash_at: int | None = None,
-        is_strict: bool = False,
         trace: bool = False,
     ) -> None:
         self.plan = plan = plan or plan_of(seed)
@@ -133,7 +135,6 @@ class Scenario:
             slots=plan.slots,
             skew_ms=max(abs(skew) for skew in plan.skew_ms),
             is_calm=plan.is_calm,
-            is_strict=is_strict,
         )
         self.broker = Broker(world, self.checks, dict(enumerate(plan.skew_ms)))
         names = self.broker.names
@@ -238,7 +239,7 @@ class Scenario:
             self.lanes,
             self.retries,
             self.checks,
-            Bounds(plan.span, plan.waiting, plan.held),
+            Bounds(plan.span, plan.waiting, plan.held, plan.own_room),
             on_ended=self._ended,
         )
         self.workers.append(worker)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
+from schemas.request import InferenceTask
 from schemas.result import Output, Usage
 from streams.errors import (
     BackendOverloaded,
@@ -18,13 +19,17 @@ from streams.errors import (
 from streams.ports import Answer, Call, Probe
 from tests.simulation.world import Actor, Process, World
 
-HUGE, DEEP, POISON, STUBBORN = "huge", "deep", "poison", "stubborn"
+HUGE, DEEP, POISON, STUBBORN, WIDE = "huge", "deep", "poison", "stubborn", "wide"
 """What a request's text may begin with: an answer too large for a result, one that cannot be encoded, the end of the worker, a
-failure at every try."""
+failure at every try, and such a failure of a request that is too large for a retry topic."""
 
 
 def answer_to(text: str) -> str:
     return f"answer to {text}"
+
+
+def text_of(request: InferenceTask) -> str:
+    return str(request.messages[0].get("content"))
 
 
 @dataclass
@@ -43,6 +48,9 @@ class Server:
     @property
     def is_up(self) -> bool:
         return not any(begin <= self.world.now_s < end for begin, end in self.outages)
+
+    def was_up_since(self, since_s: float) -> bool:
+        return not any(begin < self.world.now_s and end > since_s for begin, end in self.outages)
 
     def probe(self) -> Probe:
         return Probe(True, (self.model,)) if self.is_up else Probe(False, reason="connection refused")
@@ -106,7 +114,7 @@ class Answering:
         if not server.is_up:
             world.fire("backend down")
             reply, takes_s = BackendUnavailable("refused"), 0.005
-        elif trait == STUBBORN:
+        elif trait in (STUBBORN, WIDE):
             reply, takes_s = server.failure() if rng.random() < 0.3 else BackendTimeout("slow"), 0.1
         elif world.happens(world.chances.backend_hangs):
             world.fire("backend hangs")

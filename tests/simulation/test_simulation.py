@@ -9,11 +9,13 @@ from collections import Counter
 
 import pytest
 
+from tests.simulation.bugs import PLANS
 from tests.simulation.scenario import Scenario
 from tests.simulation.world import Violation
 
 # Every one of these must have come about in each hundred seeds or so, or the simulation explores less than it says.
 KINDS = {
+    "a full span",
     "acknowledgement lost",
     "answers out of order",
     "backend BackendOverloaded",
@@ -57,8 +59,13 @@ KINDS = {
     "rebalance",
     "result not writable",
     "result too large",
+    "retries paused",
     "retry due after its end",
+    "retry not writable",
+    "start released",
     "submitted twice",
+    "suspected",
+    "taken out of the overflow",
     "tried again in place",
     "waits for another worker",
 }
@@ -84,6 +91,15 @@ def test_should_keep_every_promise_under_every_fault() -> None:
 @pytest.mark.parametrize("first", range(150, 2150, 500))
 def test_should_keep_every_promise_under_every_fault_at_length(first: int) -> None:
     assert_promises_are_kept(first, 500)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_should_keep_every_promise_where_it_is_hardest(name: str) -> None:
+    for seed in range(10):
+        try:
+            Scenario(seed, PLANS[name]).run()
+        except Violation as found:
+            pytest.fail(f"{found}, with seed {seed}", pytrace=False)
 
 
 def test_should_replay_a_seed_alike_in_any_process() -> None:

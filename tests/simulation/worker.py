@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections.abc import Callable, Mapping
 from itertools import count
 
@@ -11,6 +13,7 @@ from streams.brokertime import BrokerClock
 from streams.caching import AnswerCache
 from streams.dispatcher import Dispatcher
 from streams.fleet import Fleet
+from streams.retrying import InPlaceRetries, RetryBudget
 from streams.settings import Settings
 from streams.task import Task
 from tests.simulation.broker import Broker, Group, Place
@@ -18,10 +21,10 @@ from tests.simulation.checks import Checks
 from tests.simulation.dispatch import DispatchLoop
 from tests.simulation.history import History
 from tests.simulation.intake import Bounds, LaneIntake
-from tests.simulation.producing import Producer
+from tests.simulation.producing import Producer, ProducerClosed
 from tests.simulation.retries import RetryIntake
 from tests.simulation.serving import Server
-from tests.simulation.world import Sleep, Steps, World
+from tests.simulation.world import Signal, Sleep, Steps, World
 
 DRAIN_S = 25.0
 _STOP_APPS_S = 10.0
@@ -50,6 +53,7 @@ class Worker:
     ) -> None:
         self.world, self.broker, self.id, self.checks = world, broker, name, checks
         self.may_end, self.is_alive, self.is_paused, self.is_draining = True, True, False, False
+        self._is_ending = False
         self.stash: list[Callable[[], None]] = []
         self._settings, self._servers, self._on_ended = settings, servers, on_ended
         self._zero_s = world.rng.uniform(1.0, 1e5)
@@ -59,13 +63,14 @@ class Worker:
         self._unchanged = 0
         self._last_beat_s = 0.0
         self.producer = Producer(world, broker, self, self._appended)
-        batches = count(1)
+        batches, retry = count(1), settings.retry
         self.dispatcher = Dispatcher(
             settings,
             self.clock,
             Fleet(settings.gpus.stale_after_s, settings.pressure),
             AnswerCache(settings.cache.max_entries, settings.cache.max_bytes),
             new_batch_id=lambda: f"b-{name}-{next(batches)}",
+            retries=InPlaceRetries(retry.enabled, RetryBudget(retry.budget_ratio), random.Random(world.rng.random())),
         )
         names = broker.names
         topics = {names.requests(lane): group for lane, group in lanes.items()}
@@ -82,6 +87,7 @@ class Worker:
             checks,
             now=self.now,
             after_let_go=self.send_snapshot,
+            on_room=self._wake_intakes,
             on_backend_down=lambda backend: self._probe_soon(backend, 0.0),
         )
         self.history.on_outcome = self.dispatch.ended
@@ -113,7 +119,13 @@ class Worker:
 
     # Beside the apps
 
+    def _wake_intakes(self) -> None:
+        for intake in self.intakes:
+            intake.wake()
+
     def _tick(self) -> None:
+        if self._is_ending:
+            return
         self.checks.clock(self, self.clock.ms(self.now()))
         self.dispatch.reconsider()
         self._tick_snapshot()
@@ -145,6 +157,8 @@ class Worker:
         self.world.after(wait_s + self.world.rng.uniform(0.001, 0.02), lambda: self.probe(name), self)
 
     def probe(self, name: str) -> None:
+        if self._is_ending:
+            return
         probe = self._servers[name].probe()
         self.dispatch.perform(self.dispatcher.probed(name, probe, now_s=self.now()))
         if not probe.up:
@@ -153,13 +167,12 @@ class Worker:
     # Ends
 
     def crash(self) -> None:
-        self._end(self.dispatcher.running)
+        self._end(self.dispatch.in_hand)
         for intake in self.members:
             self.world.after(_SESSION_S, self._silence(intake.group, intake))
 
     def _end(self, running: list[Task]) -> None:
         self.checks.ended_while_running(self, running)
-        self.checks.gone(self)
         self.is_alive = False
         for server in self._servers.values():
             server.forget(self.id)
@@ -174,8 +187,7 @@ class Worker:
         self.world.say(self.id, f"stands still for {seconds:.1f} s")
         self.world.fire("pause", disrupts=True)
         self.is_paused = True
-        self.checks.ended_while_running(self, self.dispatcher.running)
-        self.checks.gone(self)
+        self.checks.ended_while_running(self, self.dispatch.in_hand)
         self.world.after(_SESSION_S, self._put_out_if_paused)
         self.world.after(seconds, self._wake)
 
@@ -207,16 +219,23 @@ class Worker:
         for intake in self.members:
             intake.close()
             self.dispatch.withdraw(intake, running=False)
-        drained = yield from self.dispatch.drain(DRAIN_S)
-        yield from self._stop_apps()
-        running = self.dispatcher.running
-        if not drained:
+        if not (yield from self.dispatch.drain(DRAIN_S)):
             self.world.fire("drained out of time")
-        self.producer.close()
-        if drained:
-            self.broker.append(self.broker.names.workers, 0, self.id, None)
+        yield from self._stop_apps()
+        self._is_ending = True
+        self.history.stop()
+        self.dispatch.close()
+        retracted = Signal()
+        self.world.spawn(self, self._retract(retracted))
+        yield retracted.wait(_TICK_S)
+        yield from self.producer.stop()
         self.world.say(self.id, "is gone")
-        self._end(running)
+        self._end([])
+
+    def _retract(self, retracted: Signal) -> Steps[None]:
+        with contextlib.suppress(ProducerClosed):
+            yield self.producer.write(self.broker.names.workers, 0, self.id, None)
+            retracted.set()
 
     def _stop_apps(self) -> Steps[None]:
         for intake in self.members:
