@@ -335,8 +335,8 @@ class DispatchLoop:
             return  # not acknowledged: delivered again to whoever comes next
         except Exception as error:  # noqa: BLE001 - what cannot be handed over stays here, or ends with an outcome
             log.error("retry not writable", task_id=task.task_id, error=type(error).__name__)
-            self._finishing.pop(task.key, None)
             if effect.error is None:
+                del self._finishing[task.key]
                 self.accept(task)
             else:
                 await self._finish(Finish(task, self._failed_inside(task, "the retry could not be written")))

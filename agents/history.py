@@ -95,6 +95,7 @@ class History:
             self._places.pop(place).ready.set()  # who waits for it looks again
             if place[1] not in owned:
                 self.index.release(*place)
+                self._begun.discard(place)
         for partition in owned:
             self._places[topic, partition] = _Followed()
         followed = {partition for _, partition in self._places}
@@ -189,7 +190,7 @@ class History:
         asked = {place: followed for place, followed in self._places.items() if followed.targets is None}
         new = [place for place in asked if place not in self._begun]
         starts = await self._starts(consumer, new) if new else {}
-        self._begun = {place for place in (*self._begun, *new) if place in self._places}
+        self._begun |= {place for place in new if self._places.get(place) is asked[place]}
         wanted = {tp for _, partition in self._places for tp in self._logs(partition)}
         if self._places:
             wanted.add(self._workers)

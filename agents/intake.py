@@ -110,6 +110,7 @@ class LaneIntake:
         self._changed = asyncio.Event()
         # What was fetched of a partition whose span is full; nothing more of it is, see `is_full`.
         self._overflow: dict[int, deque[Delivery]] = defaultdict(deque)
+        self._taking: set[int] = set()
         self._is_blocked = self._is_revoking = False
         self.is_closed = False
         self.joined = asyncio.Event()
@@ -162,15 +163,23 @@ class LaneIntake:
 
     def _take_what_fits(self, partition: int) -> None:
         """Take in what was delivered of a partition and lies within its span."""
+        if partition in self._taking:  # what ends as it is taken comes back here: the loop below goes on with it
+            return
         waiting, acks = self._overflow[partition], self._acks[partition]
-        while waiting and waiting[0].offset - (acks.oldest or 0) < MOST_SPAN:
-            delivery = waiting.popleft()
-            try:
-                self._take(delivery)
-            except Exception as error:  # noqa: BLE001 - whatever a record does to us, it gets an outcome
-                log.error("request not understood", lane=self.lane.value, error=type(error).__name__)
-                task_id = made_id(self.lane, delivery.partition, delivery.offset)
-                self._reject(delivery, DecodeError(ErrorType.INTERNAL, "the request could not be handled"), task_id)
+        self._taking.add(partition)
+        try:
+            while waiting and waiting[0].offset - (acks.oldest or 0) < MOST_SPAN:
+                self._take_or_reject(waiting.popleft())
+        finally:
+            self._taking.discard(partition)
+
+    def _take_or_reject(self, delivery: Delivery) -> None:
+        try:
+            self._take(delivery)
+        except Exception as error:  # noqa: BLE001 - whatever a record does to us, it gets an outcome
+            log.error("request not understood", lane=self.lane.value, error=type(error).__name__)
+            task_id = made_id(self.lane, delivery.partition, delivery.offset)
+            self._reject(delivery, DecodeError(ErrorType.INTERNAL, "the request could not be handled"), task_id)
 
     def _take(self, delivery: Delivery) -> None:
         """Decode a record and hand it over; what cannot be read is rejected, what has an outcome is completed."""

@@ -69,7 +69,9 @@ class StartsIndex:
             known = self._starts.get(key, ())
             is_new = all((start.worker, start.attempt) != (started.worker, attempt) for start in known)
             if is_new and key not in self.ends:
-                self._starts[key] = (*known, Start(started.worker, attempt, started.at_ms))
+                # In the order in which they were made: a log that is read again from further back brings older ones last.
+                start = Start(started.worker, attempt, started.at_ms)
+                self._starts[key] = tuple(sorted((*known, start), key=lambda each: (each.attempt, each.at_ms)))
         while len(self._starts) > self.most:
             self._starts.popitem(last=False)
 

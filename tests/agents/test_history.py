@@ -94,3 +94,12 @@ def test_other_workers_are_known_by_their_snapshots_and_gateways_are_none() -> N
     assert (1, True) == (past.peers.live(1000), past.peers.runs("a", [], 1000))
     past.observe(record(NAMES.workers, b"w1", None))
     assert (0, False) == (past.peers.live(1000), past.peers.runs("a", [], 1000))
+
+
+def test_a_partition_that_was_lost_and_got_again_is_looked_up_anew() -> None:
+    past = history()
+    past.follow(LOW, [0])
+    past._begun.add((LOW, 0))
+    past.follow(LOW, [])
+    past.follow(LOW, [0])
+    assert (LOW, 0) not in past._begun

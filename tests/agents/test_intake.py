@@ -131,3 +131,15 @@ async def test_a_request_that_has_its_outcome_is_acknowledged_and_not_run() -> N
     event = Event(0, 0, request(task_id="done"))
     await intake._admit(event)
     assert ([], True) == (taker.taken, event.acked)
+
+
+async def test_a_long_row_of_ended_tasks_behind_a_slow_one_is_passed_over() -> None:
+    """Each ends as it is taken, which takes the next: more of them than Python's stack is deep."""
+    count, taker = 3 * MOST_SPAN, Taker()
+    past = Read({(f"t-{offset}", 0) for offset in range(1, count)})
+    intake = await intake_of(taker, past=past)
+    events = [Event(0, offset, request(task_id=f"t-{offset}")) for offset in range(count)]
+    for event in events:
+        await intake._admit(event)
+    complete(taker, 0)
+    assert ([], count, False) == (taker.rejected, sum(event.acked for event in events), intake.is_full(0))

@@ -49,6 +49,13 @@ def test_a_start_that_came_to_nothing_is_no_crash_and_runs_no_more() -> None:
     assert not peers.runs("a", index.of(KEY), 6)
 
 
+def test_starts_are_in_the_order_in_which_they_were_made_whatever_order_they_are_read_in() -> None:
+    index = StartsIndex()
+    for attempt, worker in ((2, "w2"), (3, "w5"), (1, "w3")):
+        index.observe(started(worker, attempt * 10, ("a", attempt)), 3)
+    assert ["w3", "w2", "w5"] == [start.worker for start in index.of(KEY)]
+
+
 def test_a_partition_that_is_no_longer_followed_is_forgotten() -> None:
     index = StartsIndex()
     index.observe(started("w1", 10, ("a", 1)), 3)
