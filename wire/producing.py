@@ -2,7 +2,8 @@
 
 aiokafka 0.14 takes a batch's sequence numbers when it is drained and never gives them back: an idempotent producer that loses one
 batch fails every later record of that partition. So batches never expire, records that are too large are refused before they take
-a number, and any other final failure, of a posted record too, replaces the producer; what was not acknowledged is sent again.
+a number, and any other final failure, of a posted record too, replaces the producer; what was not acknowledged is sent again. So does
+a producer that stands still.
 `docs/decisions/0009-producing.md` has the reasons.
 """
 
@@ -29,7 +30,7 @@ from streams.settings import KafkaSettings
 from wire.clock import monotonic_s
 from wire.connection import producer_options, wait_for_brokers
 from wire.logs import get_logger
-from wire.sending import OVERHEAD_BYTES, Record, Replaced, Sender
+from wire.sending import OVERHEAD_BYTES, Record, Replaced, Sender, StoodStill
 from wire.verdicts import Backoff, Verdict, verdict_of
 
 BUFFER_BYTES = 64 << 20
@@ -39,6 +40,9 @@ _STOP_S = 5.0
 _RETRY_S = 0.5
 _LOOK_EVERY_S = 5.0
 _ABSENT_S = 30.0
+# Looked at this often in a row, a batch that is next was not tried again: not even hung brokers hold up a try for so long. Looks are
+# counted, not seconds, since a process that was stopped is not a producer that stands still.
+_STILL_LOOKS = 9
 # A record that fails alone this often, each time with an error that ought to pass, will not be written.
 _MOST_LOSSES = 6
 _POST_S = 1.0
@@ -329,8 +333,9 @@ class DurableProducer:
         task.add_done_callback(self._retiring.discard)
 
     async def _watch(self) -> None:
-        """End what waits for a topic that was deleted: the client would keep it for ever."""
+        """End what waits for a topic that was deleted, which the client would keep for ever, and a producer that stands still."""
         since_s: dict[str, float] = {}
+        looks: dict[Any, tuple[int, int]] = {}
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             sender, now_s = self._sender, monotonic_s()
@@ -339,6 +344,18 @@ class DurableProducer:
             for topic, began_s in since_s.items():
                 if sender is not None and now_s - began_s >= _ABSENT_S:
                     sender.fail(topic, _absent(topic))
+            looks = looked(looks, {} if sender is None else sender.tries())
+            if sender is not None and any(count >= _STILL_LOOKS for _, count in looks.values()):
+                self._replace(sender, StoodStill())
+
+
+def looked(before: Mapping[Any, tuple[int, int]], tries: Mapping[Any, int]) -> dict[Any, tuple[int, int]]:
+    """Return, of each batch, how often it was tried, and at how many looks in a row, before this one, it had been no less often."""
+    found = {}
+    for batch, count in tries.items():
+        tried, seen = before.get(batch, (count, -1))
+        found[batch] = (count, seen + 1 if tried == count else 0)
+    return found
 
 
 class Room:

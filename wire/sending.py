@@ -20,10 +20,15 @@ from schemas.headers import Headers
 OVERHEAD_BYTES = 512
 _END_S = 5.0
 _LOG_APPEND_TIME = 1
+_NO_LEADER = (None, -1)
 
 
 class Replaced(KafkaError):  # type: ignore[misc]
     """The producer that held the record was replaced; the record is to be sent again."""
+
+
+class StoodStill(KafkaError):  # type: ignore[misc]
+    """The producer does not try what it holds, or one of its tasks ended; what it holds is to be sent again by another."""
 
 
 @dataclass(eq=False, slots=True)
@@ -56,7 +61,7 @@ class Sender:
     """Takes records and gives a future for each, in which it ends with its metadata or with its batch's error.
 
     `on_appended(timestamp_ms)` hears the broker's time of each batch before its records end. `on_lost(self, error)` hears of each batch
-    that failed, whoever still waits for its records: the sender is of no use then.
+    that failed, whoever still waits for its records, and of a task of aiokafka's that ended: the sender is of no use then.
     """
 
     def __init__(
@@ -93,7 +98,9 @@ class Sender:
         except BaseException:
             await sender.close(0)
             raise
-        producer._sender.sender_task.add_done_callback(sender._died)
+        # Without the second one, whose end aiokafka does not notice, whoever waits for new metadata waits for ever.
+        for task in (producer._sender.sender_task, producer.client._sync_task):
+            task.add_done_callback(sender._died)
         return sender
 
     async def send(self, record: Record) -> asyncio.Future[Any]:
@@ -135,6 +142,11 @@ class Sender:
         known = self._producer.client.cluster.partitions_for_topic
         return {topic for topic in {batch.tp.topic for batch in self._batches()} if known(topic) is None}
 
+    def tries(self) -> dict[Any, int]:
+        """Return how often each batch was tried that is the next of a partition with a leader."""
+        heads = [batches[0] for batches in self._accumulator._batches.values() if batches]
+        return {batch: batch.retry_count for batch in heads if self._leader(batch.tp) not in _NO_LEADER}
+
     def fail(self, topic: str, error: Exception) -> None:
         """End what is pending for a topic; the sender has lost batches then."""
         for batch in self._batches(topic):
@@ -149,6 +161,9 @@ class Sender:
 
     async def close(self, flush_s: float) -> None:
         """Wait up to `flush_s` for what is pending, then end every task and connection; what is left ends in `Replaced`."""
+        client = self._producer.client
+        if client._sync_task is not None and client._sync_task.done():
+            client._sync_task = None  # its error would come out again, before the connections are closed
         try:
             async with asyncio.timeout(flush_s):
                 await self._producer.stop()
@@ -194,8 +209,10 @@ class Sender:
         self._on_lost(self, error)
 
     def _died(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._on_lost(self, error)
+        """Tell that a task ended. aiokafka's sender takes a cancellation that reaches it for its own, and ends without an error."""
+        error = None if task.cancelled() else task.exception()
+        if not self._producer._closed:
+            self._on_lost(self, error or StoodStill())
 
 
 def _fail(batch: Any, error: Exception) -> None:

@@ -54,6 +54,8 @@ async def test_under_seeded_faults_nothing_is_lost_and_nothing_told_changes(
     say(f"\n{report.table()}\n\nhistory and logs: {tmp_path}")
     assert report.is_drained
     assert report.verdict.passed, report.verdict.table()
+    assert {} == report.ended_alone
+    assert {} == report.overdue
     assert len(report.kinds) >= (6 if seconds is None else 1)
 
 

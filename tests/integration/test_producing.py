@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import ProducerClosed
+from aiokafka.errors import NodeNotReadyError, ProducerClosed
 
 from cli.embedded.kafka import KafkaCluster
 from schemas.codec import encode
@@ -96,6 +96,47 @@ async def test_one_record_that_is_too_large_fails_alone_in_its_batch(kafka: str)
     assert [RecordTooLarge] == [type(each) for each in ended if not isinstance(each, int)]
     assert isinstance(ended[10], RecordTooLarge)
     assert {b"first", *values} == set(await consume(kafka, topic, 21))
+
+
+async def test_a_producer_that_gets_no_more_metadata_is_replaced(kafka: str) -> None:
+    """A connection that closes under its request may end aiokafka's synchronizer, of which nothing there takes note."""
+    topic = await create_topic(kafka)
+
+    async def failing(*_: object) -> bool:
+        raise RuntimeError("the handler is closed")
+
+    async with started(kafka) as producer:
+        await producer.write(topic, 0, key=None, value=b"before")
+        client = aiokafka_of(producer).client
+        client._metadata_update = failing
+        client.force_metadata_update()
+        await asyncio.wait({client._sync_task}, timeout=10)
+        await asyncio.wait_for(producer.write(topic, 0, key=None, value=b"after"), 10)
+        assert 1 == producer.replaced_count
+    assert [b"before", b"after"] == await consume(kafka, topic, 2)
+
+
+async def test_a_producer_that_does_not_try_a_batch_again_is_replaced(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producing, "_LOOK_EVERY_S", 0.05)
+    topic = await create_topic(kafka)
+
+    async def unready(*_: object, **__: object) -> None:
+        raise NodeNotReadyError
+
+    async with started(kafka) as producer:
+        await producer.write(topic, 0, key=None, value=b"before")
+        client = aiokafka_of(producer).client
+        client.send, client._maybe_wait_metadata = unready, asyncio.Event().wait
+        await asyncio.wait_for(producer.write(topic, 0, key=None, value=b"after"), 20)
+        assert 1 == producer.replaced_count
+    assert [b"before", b"after"] == await consume(kafka, topic, 2)
+
+
+def aiokafka_of(producer: DurableProducer) -> Any:
+    assert producer._sender is not None
+    return producer._sender._producer
 
 
 async def test_a_batch_outlives_an_outage_that_is_longer_than_the_time_out_of_a_request() -> None:

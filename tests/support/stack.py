@@ -131,7 +131,8 @@ class Stack:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**os.environ, "TRIAGE_DEBUG": "1"},
+            # What a killed worker leaves behind lies with the stack.
+            env={**os.environ, "TRIAGE_DEBUG": "1", "TMPDIR": str(self.folder)},
             preexec_fn=die_with_parent(),  # noqa: PLW1509 - it only sets a flag of the child
         )
 

@@ -18,6 +18,7 @@ from tests.faults.history import Line
 @dataclass(frozen=True)
 class Report:
     """`answered_s`: by fault, seconds from its beginning until each partition had answered something asked after it; None: never.
+    `ended_alone`: exit statuses of processes that ended unasked; `overdue`: how often one ended too late after SIGTERM.
     `silent_s`: the longest time between two tasks that completed. `lag_s`: how late the harness itself was at most."""
 
     verdict: Verdict
@@ -35,7 +36,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        return self.verdict.passed and self.is_drained
+        return self.verdict.passed and self.is_drained and not self.ended_alone and not self.overdue
 
     def as_json(self) -> dict[str, Any]:
         return self.verdict.as_json() | {
@@ -44,8 +45,8 @@ class Report:
             "longest_without_completed_s": round(self.silent_s, 3),
             "answered_twice": self.twice_count,
             "answered_again_s": self.answered_s,
-            "ended_by_itself": {name: list(codes) for name, codes in self.ended_alone.items() if codes},
-            "ended_too_late": {name: count for name, count in self.overdue.items() if count},
+            "ended_by_itself": {name: list(codes) for name, codes in self.ended_alone.items()},
+            "ended_too_late": dict(self.overdue),
             "drained": self.is_drained,
             "left_out": list(self.left_out),
             "harness_late_s": round(self.lag_s, 3),
@@ -74,6 +75,7 @@ class Report:
             )
         alone = Counter(f"{name} with {code}" for name, codes in self.ended_alone.items() for code in codes)
         rows += [f"{'ended by itself':<18}{count:>12}  {what}" for what, count in sorted(alone.items())]
+        rows += [f"{'ended too late':<18}{count:>12}  {name}" for name, count in sorted(self.overdue.items())]
         rows += [
             "",
             f"{'faults':<18}{'count':>6}{'p50':>9}{'max':>9}   until all partitions answered what came after its beginning",

@@ -87,8 +87,8 @@ async def run(form: Form, seed: int, folder: Path, say: Callable[[str], None]) -
         answered_s=answered_s,
         silent_s=silent_s(read_history(history)),
         twice_count=_answered_twice(history, parts.backends),
-        ended_alone={member.name: member.ended_alone for member in parts.system.all},
-        overdue={member.name: member.overdue_count for member in parts.system.all},
+        ended_alone={each.name: each.ended_alone for each in parts.system.all if each.ended_alone},
+        overdue={each.name: each.overdue_count for each in parts.system.all if each.overdue_count},
         is_drained=is_drained,
         lag_s=parts.lag.most_s,
     )

@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 from cli.embedded.processes import free_ports
 from streams.settings import KafkaSettings
@@ -41,9 +40,7 @@ class Replicated(Stack):
         return text + '\n[retry]\ntiers = ["5s"]\n[gpus]\nsource = "none"\n'
 
     def spawn_worker(self, *options: str) -> subprocess.Popen[str]:
-        # What a killed worker leaves behind lies with the run.
-        with patch.dict(os.environ, {"TMPDIR": str(self.folder)}):
-            return super().spawn_worker("--session-s", str(self.session_s), *options)
+        return super().spawn_worker("--session-s", str(self.session_s), *options)
 
 
 class Member:
@@ -59,6 +56,7 @@ class Member:
         self.ended_alone: list[int] = []
         self.overdue_count = 0
         self._starting = asyncio.Lock()
+        self._noted: subprocess.Popen[str] | None = None
 
     @property
     def pid(self) -> int:
@@ -122,6 +120,10 @@ class Member:
         return self.process.poll()
 
     def _note_end(self) -> None:
+        """Count an end once, whoever notices it: who starts a process sees it end too."""
+        if self._noted is self.process:
+            return
+        self._noted = self.process
         code = self._code()
         self.ended_alone.append(code if code is not None else 0)
         self._say(f"{self.name} ended by itself with {code}; it is started again")
