@@ -40,7 +40,10 @@ _TURN_S = 30.0
 
 @dataclass(frozen=True)
 class Form:
-    """How large a campaign is: seconds of load, sessions, rates. `per_s` is the most; what the machine bears is found out."""
+    """How large a campaign is: seconds of load, sessions, rates. `per_s` is the most; what the machine bears is found out.
+
+    `ok_ratio` of the clients' operations must succeed for the run to count.
+    """
 
     seconds: float
     kinds: Sequence[Kind] = LONG
@@ -50,6 +53,7 @@ class Form:
     session_s: float = 6.0
     gap_s: tuple[float, float] = (4.0, 9.0)
     longest_s: float = 20.0
+    ok_ratio: float = 0.8
     properties: Mapping[str, str] = field(default_factory=lambda: FAST_GROUPS)
 
 
@@ -76,7 +80,7 @@ async def run(form: Form, seed: int, folder: Path, say: Callable[[str], None]) -
             say("copying the logs")
             await dump_topics(cluster.bootstrap, parts.system.stack.names, history)
             await dump_commits(cluster.bootstrap, parts.system.stack.names, history)
-    verdict = judge(history, _limits(parts.lag.most_s))
+    verdict = judge(history, _limits(parts.lag.most_s, form.ok_ratio))
     kinds, answered_s = answered_again(read_history(history), PARTITIONS)
     return Report(
         verdict,
@@ -94,9 +98,9 @@ async def run(form: Form, seed: int, folder: Path, say: Callable[[str], None]) -
     )
 
 
-def _limits(lag_s: float) -> Limits:
+def _limits(lag_s: float, ok_ratio: float) -> Limits:
     """Return what a run may do whose event loop, backends and callers included, was once this late."""
-    return Limits(late_s=1.0 + lag_s, grace_s=2.5 + lag_s, cancel_s=2.5 + lag_s)
+    return Limits(late_s=1.0 + lag_s, grace_s=2.5 + lag_s, cancel_s=2.5 + lag_s, ok_ratio=ok_ratio)
 
 
 class _Lag:
