@@ -306,7 +306,10 @@ class Worker:
             try:
                 await work
             except asyncio.CancelledError:
-                raise
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                reason = "ended as cancelled, though nobody cancelled it"
             except Exception as error:  # noqa: BLE001 - said once, by the crash
                 reason = f"{type(error).__name__}: {error}"
             self._fail(f"{what} {reason}")

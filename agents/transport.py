@@ -22,6 +22,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from wire.logs import get_logger
+from wire.reading import stop_consumer
 
 SUPPORTED = {"faust-streaming": "0.15.3", "mode-streaming": "0.7.1", "aiokafka": "0.14.0"}
 # A burst of records is taken out of one fetch without giving the loop up for longer than this many.
@@ -81,6 +82,12 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         if self.app.reads_in_gulps:  # type: ignore[attr-defined]
             consumer._fetch_min_bytes, consumer._fetch_max_wait_ms = GULP_BYTES, GULP_WAIT_MS
         return consumer
+
+    async def on_thread_stop(self) -> None:
+        # Stock: the consumer's `stop` may end as cancelled; then the thread never says that it ended, and the app waits for it.
+        await super(driver.AIOKafkaConsumerThread, self).on_thread_stop()
+        if self._consumer is not None:
+            await stop_consumer(self._consumer)
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         # Stock: any error but "already rebalanced" crashes the app. A failed commit costs a redelivery, which the finished
@@ -206,7 +213,8 @@ class Recovery(FaustRecovery):  # type: ignore[misc]
     async def _seek_offsets(self, consumer: Any, tps: set[TP], offsets: Counter[TP], title: str) -> None:
         # Stock: a partition without a leader has earliest offset -1, of which 1 is taken; seeking to -2 crashes the app.
         for tp in tps:
-            offsets[tp] = max(offsets[tp], -1)
+            known: int | None = offsets[tp]  # None of a table that keeps no offsets
+            offsets[tp] = -1 if known is None else max(known, -1)
         await super()._seek_offsets(consumer, tps, offsets, title)
 
 

@@ -114,10 +114,11 @@ async def committed_offsets(
 
 
 async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
-    """Stop a consumer, whose own `stop` may wait for ever.
+    """Stop a consumer, whose own `stop` may wait for ever, or end as cancelled though nobody cancelled it.
 
     aiokafka's fetch task awaits the fetches it gave up under `suppress(CancelledError)`: a cancellation that meets it there is lost, and
-    `stop` waits for a task that goes on. It is cancelled again until it ends.
+    `stop` waits for a task that goes on. It is cancelled again until it ends. And `stop` awaits each fetch that it cancels: one that had
+    failed and waits for its next try raises its cancellation there, before the connections are closed.
     """
     stopping = asyncio.ensure_future(consumer.stop())
     try:
@@ -125,9 +126,22 @@ async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
             fetcher = getattr(consumer, "_fetcher", None)
             if fetcher is not None:
                 fetcher._fetch_task.cancel()
-        stopping.result()
+        if stopping.cancelled():
+            await _stop_rest(consumer)
+        else:
+            stopping.result()
     finally:
         stopping.cancel()
+
+
+async def _stop_rest(consumer: AIOKafkaConsumer) -> None:
+    fetcher = consumer._fetcher
+    running: set[asyncio.Task[Any]] = set() if fetcher is None else {fetcher._fetch_task, *fetcher._pending_tasks}
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=_STOP_AGAIN_S)
+    await consumer._client.close()
 
 
 @contextlib.asynccontextmanager

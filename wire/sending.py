@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any, cast
 
 from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.client import ConnectionGroup
 from aiokafka.errors import IllegalOperation, KafkaError, UnknownTopicOrPartitionError
+from aiokafka.protocol.produce import ProduceRequest
 
 from schemas.headers import Headers
 
@@ -81,6 +83,8 @@ class Sender:
         self._accumulator._batch_ttl = float("inf")
         self._send_request = producer._sender._send_produce_req
         producer._sender._send_produce_req = self._request
+        self._ask = producer.client.send
+        producer.client.send = self._apart
 
     @classmethod
     async def opened(
@@ -197,6 +201,12 @@ class Sender:
             await self._send_request(node_id, batches)
         finally:
             self._requests.discard(task)
+
+    async def _apart(self, node_id: int, request: Any, *, group: ConnectionGroup = ConnectionGroup.DEFAULT) -> Any:
+        """Send records on a connection of their own. A broker answers a connection's requests in order: metadata that is asked for behind
+        records waits until these are copied, up to 10 s when a broker is away, and every partition that needs it waits too."""
+        own = ConnectionGroup.COORDINATION if isinstance(request, ProduceRequest) else group
+        return await self._ask(node_id, request, group=own)
 
     def _ended(self, batch: Any, future: asyncio.Future[Any]) -> None:
         error = future.exception()

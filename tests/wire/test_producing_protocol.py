@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aiokafka import errors
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import BrokerResponseError, ProducerClosed
 
 from streams.settings import KafkaSettings
@@ -78,6 +80,28 @@ async def test_what_is_acknowledged_is_there_once_whatever_a_produce_was_answere
     found = await in_log(cluster, 21)
     assert sorted([b"first", *values]) == sorted(found)
     assert dict(zip(offsets, values, strict=True)) | {first: b"first"} == dict(enumerate(found))
+
+
+async def test_metadata_is_asked_for_on_another_connection_than_records_are_sent_on(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker answers one connection's requests in order, and records only when they are copied."""
+    asked: defaultdict[AIOKafkaConnection, set[str]] = defaultdict(set)
+    send = AIOKafkaConnection.send
+
+    def noted(self: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
+        asked[self].add(type(request).__name__)
+        return send(self, request, expect_response)
+
+    monkeypatch.setattr(AIOKafkaConnection, "send", noted)
+    async with producing(cluster) as producer:
+        await write(producer, b"first")
+        cluster.fail_next(PRODUCE, [errors.NotLeaderForPartitionError])  # so that it asks who leads
+        await write(producer, b"second")
+    with_records = [names for names in asked.values() if "ProduceRequest" in names]
+    assert with_records
+    assert [] == [names for names in with_records if "MetadataRequest" in names]
+    assert "MetadataRequest" in set().union(*asked.values())
 
 
 async def test_a_batch_without_a_leader_never_expires(cluster: MockCluster) -> None:
