@@ -198,9 +198,9 @@ class DispatchLoop:
         self.kick()
 
     def _perform(self, effects: Iterable[Effect]) -> None:
+        has_room = False
         for effect in effects:
-            if not isinstance(effect, Abort):  # fewer wait than before, or may
-                self._on_room()
+            has_room |= not isinstance(effect, Abort)  # fewer wait than before, or may
             if isinstance(effect, Send):
                 self._spawn(self._run_batch(effect.batch))
             elif isinstance(effect, Finish):
@@ -214,6 +214,8 @@ class DispatchLoop:
                 self._acknowledge(effect.task)
             else:
                 self._abort(effect.task)
+        if has_room:
+            self._on_room()
 
     def _abort(self, task: Task) -> None:
         call = self._calls.pop(task.key, None)
@@ -313,7 +315,7 @@ class DispatchLoop:
             return  # not acknowledged: delivered again to whoever comes next
         except Exception as error:  # noqa: BLE001 - an outcome that cannot be written (nested too deeply) must not hold its partition
             log.error("result not writable", task_id=task.task_id, error=type(error).__name__)
-            result = await self._write(task, self._failed_inside(task, "the result could not be written"), None)
+            result = await self._write(task, self._bare(task, InternalError("the result could not be written")), None)
         self._history.ended(task.key, task.source, result.outcome)
         self._acknowledge(task)
         self._count(task, result)
@@ -339,7 +341,7 @@ class DispatchLoop:
                 del self._finishing[task.key]
                 self.accept(task)
             else:
-                await self._finish(Finish(task, self._failed_inside(task, "the retry could not be written")))
+                await self._finish(Finish(task, self._bare(task, InternalError("the retry could not be written"))))
             return
         reason = "parked" if effect.error is None else effect.error.type.value
         log.info("handed over", task_id=task.task_id, tier=effect.tier.value, reason=reason, attempt=task.attempts)
@@ -355,47 +357,39 @@ class DispatchLoop:
             delivery.complete()
         self._settled.set()
 
-    def _failed_inside(self, task: Task, detail: str) -> Result:
+    def _bare(self, task: Task, error: ServingError) -> Result:
+        """Return the result of a task that failed, with nothing of its request that could keep it from being written."""
         now_s = monotonic_s()
-        error = InternalError(detail)
         failed = outcome.failed(task, error, now_s=now_s, now_ms=self.dispatcher.clock.ms(now_s))
         return replace(failed, metadata={})
 
     async def _write(self, task: Task, result: Result, cacheable: str | None) -> Result:
-        if result.outcome is Outcome.FAILED:
-            delivery = task.origin
-            if isinstance(delivery, Delivery):
-                await self._dead_letters.write(delivery, result, attempts=task.attempts, deadline_ms=task.deadline_ms)
+        delivery = task.origin
+        assert isinstance(delivery, Delivery)
         record_headers = outcome.result_headers(result, headers.copied(task.headers), cacheable)
         try:
-            await self._producer.write(
-                self._names.results,
-                task.source.partition,
-                key=task.task_id.encode(),
-                value=encode(result),
-                headers=record_headers,
-            )
+            await self._append(delivery, result, record_headers, attempts=task.attempts, deadline_ms=task.deadline_ms)
         except RecordTooLarge:
-            now_s = monotonic_s()
-            error = BackendProtocolError("the answer is too large for a result record")
-            result = replace(
-                outcome.failed(task, error, now_s=now_s, now_ms=self.dispatcher.clock.ms(now_s)), metadata={}
-            )
-            if isinstance(task.origin, Delivery):
-                await self._dead_letters.write(
-                    task.origin, result, attempts=task.attempts, deadline_ms=task.deadline_ms
-                )
-            await self._producer.write(
-                self._names.results,
-                task.source.partition,
-                key=task.task_id.encode(),
-                value=encode(result),
-                headers=outcome.result_headers(result, [], None),
-            )
+            result = self._bare(task, BackendProtocolError("the answer is too large for a result record"))
+            bare_headers = outcome.result_headers(result, [], None)
+            await self._append(delivery, result, bare_headers, attempts=task.attempts, deadline_ms=task.deadline_ms)
         return result
 
+    async def _append(
+        self, delivery: Delivery, result: Result, record_headers: headers.Headers, *, attempts: int, deadline_ms: int
+    ) -> None:
+        """Make a result durable, after its dead letter where it failed."""
+        if result.outcome is Outcome.FAILED:
+            await self._dead_letters.write(delivery, result, attempts=attempts, deadline_ms=deadline_ms)
+        await self._producer.write(
+            self._names.results,
+            result.source.partition,
+            key=result.task_id.encode(),
+            value=encode(result),
+            headers=record_headers,
+        )
+
     async def _reject(self, delivery: Delivery, error: DecodeError, task_id: str) -> None:
-        now_ms = self.dispatcher.clock.ms(monotonic_s())
         result = outcome.rejected(
             task_id,
             error.tenant or DEFAULT_TENANT,
@@ -403,20 +397,14 @@ class DispatchLoop:
             delivery.source,
             ResultError(error.type, error.detail),
             appended_ms=delivery.appended_ms,
-            now_ms=now_ms,
+            now_ms=self.dispatcher.clock.ms(monotonic_s()),
         )
         log.info("request rejected", lane=delivery.lane.value, reason=error.type.value, source=str(delivery.source))
+        record_headers = outcome.result_headers(result, headers.copied(delivery.headers), None)
         try:
             # What no deadline could be read from has the longest.
             due_ms = delivery.appended_ms + LONGEST_MS
-            await self._dead_letters.write(delivery, result, attempts=0, deadline_ms=due_ms)
-            await self._producer.write(
-                self._names.results,
-                delivery.partition,
-                key=task_id.encode(),
-                value=encode(result),
-                headers=outcome.result_headers(result, headers.copied(delivery.headers), None),
-            )
+            await self._append(delivery, result, record_headers, attempts=0, deadline_ms=due_ms)
         except ProducerClosed:
             return
         self._history.ended((task_id, delivery.partition), delivery.source, result.outcome)

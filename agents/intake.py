@@ -148,11 +148,10 @@ class LaneIntake:
         )
         self._acks[message.partition].add(message.offset, event)
         self.fetched_through[message.partition] = message.offset
-        if not self._past.is_caught_up(self.topic, message.partition):
-            while not self._past.is_caught_up(self.topic, message.partition):
-                await self._past.caught_up(self.topic, message.partition)
-                if self._is_over(generation):
-                    return
+        while not self._past.is_caught_up(self.topic, message.partition):
+            await self._past.caught_up(self.topic, message.partition)
+            if self._is_over(generation):
+                return
         self._overflow[message.partition].append(delivery)
         self._take_what_fits(message.partition)
         await self._room(generation)
