@@ -60,10 +60,6 @@ _MOST_RECORDS = {Lane.CRITICAL: None, Lane.HIGH: 500, Lane.NORMAL: 500, Lane.LOW
 log = get_logger(__name__)
 
 
-class TopicsDiffer(RuntimeError):
-    """The cluster's topics are not what the catalogue says; run `triage topics apply`."""
-
-
 class WorkerCrashed(RuntimeError):
     """A part of the worker ended by itself; its supervisor is to start it again."""
 
@@ -120,7 +116,7 @@ class Worker:
         """Return when the topics are as they should be, or `stop` is set; brokers that go away meanwhile are waited for."""
         while not stop.is_set():
             try:
-                await self._verify_topics()
+                await topics.require(self._kafka)
                 await refuse_unsafe(self._kafka, self._settings.allow_insecure_dev)
             except (BrokersUnreachable, KafkaError) as error:
                 log.warning("the topics cannot be looked at; trying again", error=type(error).__name__)
@@ -129,13 +125,6 @@ class Worker:
                 await wait_for_brokers(self._kafka, log=log, stop=stop)
             else:
                 return
-
-    async def _verify_topics(self) -> None:
-        found = await topics.verify(self._kafka)
-        if found:
-            rows = "; ".join(f"{row.topic}: {row.what} is {row.found}, wanted {row.wanted}" for row in found[:3])
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise TopicsDiffer(f"Topics differ from the catalogue ({rows}{more}): run `triage topics apply`.")
 
     async def _build(self) -> None:
         client_id = f"triage-worker-{self.id}"
@@ -352,12 +341,12 @@ class Worker:
             await asyncio.sleep(_FLEET_TICK_S)
 
     async def _tick(self) -> None:
+        assert self._dispatch is not None
         while True:
             await asyncio.sleep(_TICK_S)
             self._measure()
             self._judge_progress()
-            if self._dispatch is not None:
-                self._dispatch.reconsider()
+            self._dispatch.reconsider()
             await self._snapshots.tick()
 
     def _measure(self) -> None:

@@ -23,6 +23,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from cli.embedded.kafka import KafkaCluster
 from cli.embedded.processes import die_with_parent, free_ports
 from schemas.topics import TopicNames
+from streams.quantiles import quantile
 from streams.settings import KafkaSettings
 from wire.topics import apply
 
@@ -150,8 +151,8 @@ def rss_mb(pid: int) -> float:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else float("nan")
+    found = quantile(values, share)
+    return float("nan") if found is None else found
 
 
 def median(values: Sequence[float]) -> float:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.picture.marks import quantile
 from schemas.topics import Lane
+from streams.quantiles import quantile
 
 if TYPE_CHECKING:
     import httpx

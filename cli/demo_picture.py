@@ -9,9 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from cli.picture.kills import Kill
-from cli.picture.marks import quantile, seconds
+from cli.picture.marks import seconds
 from schemas.result import Outcome, Result
 from schemas.topics import Lane
+from streams.quantiles import quantile
 
 _COLUMNS = ("lane", "done", "failed", "p50", "p95")
 

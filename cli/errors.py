@@ -56,7 +56,7 @@ _FOREIGN = {
     "wire.topics.TopicsRefused": FAILED,
     "wire.safety.UnsafeCluster": FAILED,
     "wire.producing.WriteRefused": FAILED,
-    "agents.app.TopicsDiffer": FAILED,
+    "wire.topics.TopicsDiffer": FAILED,
     "agents.app.WorkerCrashed": FAILED,
     "cli.embedded.errors.EmbeddedError": FAILED,
 }

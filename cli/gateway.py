@@ -44,7 +44,7 @@ def serve(settings: Settings, *, as_json: bool) -> None:
     from cli.errors import Failed
     from cli.stopping import stop_on_signals
     from gateway import server
-    from gateway.core import Gateway, TopicsDiffer
+    from gateway.core import Gateway
     from wire.clock import monotonic_s
 
     began_s = monotonic_s()
@@ -75,7 +75,7 @@ def serve(settings: Settings, *, as_json: bool) -> None:
 
     try:
         uvloop.run(main())
-    except (TopicsDiffer, server.CertificateUnusable) as error:
+    except server.CertificateUnusable as error:
         raise Failed(str(error)) from None
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -113,8 +112,3 @@ def _announce(ones: Sequence[_One], *, as_json: bool) -> None:
         print(json.dumps({"event": "ready", "pid": os.getpid(), "workers": workers}), flush=True)
     else:
         print(f"{len(workers)} workers are ready: {', '.join(each['worker'] for each in workers)}", flush=True)
-
-
-def command_of(verb: Sequence[str]) -> list[str]:
-    """Return the command line of a verb in a process of its own."""
-    return [sys.executable, "-P", "-m", "cli", *verb]

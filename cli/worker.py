@@ -24,12 +24,13 @@ def worker(
     logs.configure(settings.logging.format, settings.logging.level)
     if processes > 1:
         from agents.app import DEFAULT_METRICS_PORT
-        from cli.several import command_of, run_several
+        from cli.embedded.processes import own_command
+        from cli.several import run_several
 
         port = DEFAULT_METRICS_PORT if settings.metrics.port is None else settings.metrics.port
         verb = ["worker", "--json", "--session-s", str(session_s), "--drain-s", str(drain_s)]
         verb += ["--config", str(config)] if config is not None else []
-        run_several(command_of(verb), processes, first_metrics_port=port, as_json=as_json)
+        run_several(own_command(*verb), processes, first_metrics_port=port, as_json=as_json)
         return
     serve(settings, as_json=as_json, session_s=session_s, drain_s=drain_s)
 

@@ -47,10 +47,6 @@ _RETRY_S = 0.5
 log = get_logger(__name__)
 
 
-class TopicsDiffer(RuntimeError):
-    """The cluster's topics are not what the catalogue says; run `triage topics apply`."""
-
-
 class Gateway:
     """One gateway process. `tasks` is there from the moment the logs are being read, `stop` is set when no more calls are wanted.
 
@@ -88,7 +84,7 @@ class Gateway:
             if self.stop.is_set():
                 return
             try:
-                await self._verify_topics()
+                await topics.require(self._kafka)
                 await refuse_unsafe(self._kafka, self.settings.allow_insecure_dev)
                 async with contextlib.AsyncExitStack() as stack:
                     await self._serve(stack, ending)
@@ -152,13 +148,6 @@ class Gateway:
             for part in running:
                 part.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-
-    async def _verify_topics(self) -> None:
-        found = await topics.verify(self._kafka)
-        if found:
-            rows = "; ".join(f"{row.topic}: {row.what} is {row.found}, wanted {row.wanted}" for row in found[:3])
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise TopicsDiffer(f"Topics differ from the catalogue ({rows}{more}): run `triage topics apply`.")
 
     async def _open_file(self, stack: contextlib.AsyncExitStack) -> FinishedFile:
         admin = AIOKafkaAdminClient(**client_options(self._kafka, client_id=self._client_id))

@@ -80,12 +80,6 @@ class Recent:
         )
 
 
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """Return the value that `share` of the values do not exceed, None when there are none."""
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else None
-
-
 def mean(values: Sequence[float]) -> float | None:
     return round(sum(values) / len(values), 3) if values else None
 

@@ -8,10 +8,11 @@ from typing import Any
 import orjson
 
 from gateway.finished import Finished
-from gateway.recent import mean, percentile
+from gateway.recent import mean
 from gateway.view import Unfinished, View
 from schemas.result import Outcome
 from schemas.topics import Lane
+from streams.quantiles import quantile
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -119,8 +120,8 @@ def _lane_stats(view: View, lane: Lane, now_ms: int) -> dict[str, Any]:
         "in_flight": view.in_flight(lane),
         "oldest_wait_s": None if oldest_ms is None else max(now_ms - oldest_ms, 0) / 1000,
         "rate_per_minute": view.recent.per_minute(now_ms, lane),
-        "queue_ms_p50": percentile(queued, 0.5),
-        "queue_ms_p99": percentile(queued, 0.99),
+        "queue_ms_p50": quantile(queued, 0.5),
+        "queue_ms_p99": quantile(queued, 0.99),
     }
 
 

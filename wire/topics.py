@@ -24,8 +24,14 @@ _log = get_logger("triage.topics")
 _CONNECT_S = 4.0
 _LOOK_EVERY_S = 0.05
 _SETTLE_S = 5.0
+# Differences that a sentence names.
+_MOST_NAMED = 3
 # Where a value comes from in DescribeConfigs: 1 is the topic's own setting.
 _SET_ON_TOPIC = 1
+
+
+class TopicsDiffer(RuntimeError):
+    """The cluster's topics are not what the catalogue says; run `triage topics apply`."""
 
 
 class TopicsRefused(Exception):
@@ -54,6 +60,18 @@ class _Described:
 
     found: FoundTopic
     own: Mapping[str, str]
+
+
+async def require(kafka: KafkaSettings) -> None:
+    """Return when the cluster's topics are those of the catalogue.
+
+    Raises: TopicsDiffer; as `verify`.
+    """
+    found = await verify(kafka)
+    if found:
+        rows = "; ".join(f"{row.topic}: {row.what} is {row.found}, wanted {row.wanted}" for row in found[:_MOST_NAMED])
+        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+        raise TopicsDiffer(f"Topics differ from the catalogue ({rows}{more}): run `triage topics apply`.")
 
 
 async def verify(kafka: KafkaSettings, *, timeout_s: float = 10.0) -> list[Difference]:

@@ -41,6 +41,11 @@ def die_with_parent() -> Callable[[], None] | None:
     return ask_kernel
 
 
+def own_command(*verb: str) -> list[str]:
+    """Return the command line of a verb of ours in a process of its own."""
+    return [sys.executable, "-P", "-m", "cli", *verb]
+
+
 class _Signalled(BaseException):
     pass
 

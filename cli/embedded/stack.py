@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from cli.embedded.fetching import ensure_jvm_shown
 from cli.embedded.kafka import KafkaCluster
 from cli.embedded.llama import llama_command
 from cli.embedded.models import ModelFile, instruct_model
-from cli.embedded.processes import free_ports, is_port_free
+from cli.embedded.processes import free_ports, is_port_free, own_command
 from cli.embedded.settings_file import PARTITIONS, Given
 from cli.embedded.storage import replace_text
 from cli.embedded.supervisor import Backoff, Child, Supervisor
@@ -203,13 +202,12 @@ class DevStack:
         ]
 
     def _start_rest(self) -> None:
-        triage = [sys.executable, "-P", "-m", "cli"]
         config = ["--config", str(self.config), "--json"]
-        self._start_child(_GATEWAY, [*triage, "gateway", *config])
+        self._start_child(_GATEWAY, own_command("gateway", *config))
         if self.given.gpus != "none":
-            self._start_child("gpu-publisher", [*triage, "gpu-publisher", *config])
+            self._start_child("gpu-publisher", own_command("gpu-publisher", *config))
         for number in range(1, self._options.workers + 1):
-            self._start_child(f"worker-{number}", [*triage, "worker", *config, "--drain-s", str(DRAIN_S)])
+            self._start_child(f"worker-{number}", own_command("worker", *config, "--drain-s", str(DRAIN_S)))
         assert self._supervisor is not None
         for child in self.children.values():
             if not self._supervisor.wait_ready(child, _READY_S):

@@ -9,12 +9,6 @@ _LEVELS = "▁▂▃▄▅▆▇█"
 _GIB = 1 << 30
 
 
-def quantile(values: Sequence[float], share: float) -> float | None:
-    """Return the value below which `share` of the values lie, None of none: of 1, 2, 3, 4 and 0.5 it is 3."""
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else None
-
-
 def shortened(text: str, width: int) -> str:
     """Return `text`, its middle left out where it is longer than `width`: both ends of a name tell things apart."""
     if len(text) <= width:

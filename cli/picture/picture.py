@@ -9,13 +9,13 @@ from statistics import fmean
 from typing import Generic, TypeVar
 
 from cli.picture.frame import BackendRow, BatchRow, Frame, GpuRow, LaneRow, Notice, WorkerRow
-from cli.picture.marks import quantile
 from schemas.gpu import GPUMetrics
 from schemas.progress import BackendStatus, Started, WorkerSnapshot
 from schemas.result import Result
 from schemas.topics import Lane, TopicNames
 from streams.fleet import used_ratio
 from streams.pressure import MemoryPressureLevel, PressureGauge
+from streams.quantiles import quantile
 from streams.settings import PressureSettings
 
 LIVE_MS = 5_000

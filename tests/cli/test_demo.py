@@ -15,11 +15,11 @@ import pytest
 from cli.demo import keep_logs, new_request
 from cli.demo_picture import Tally, heading, line, print_recap
 from cli.picture.kills import Kill
-from cli.picture.marks import quantile
 from schemas.codec import decode
 from schemas.request import InferenceTask
 from schemas.result import BatchRef, Outcome, Output, Result, Source, Timing, Usage
 from schemas.topics import Lane, TopicNames
+from streams.quantiles import quantile
 
 DEMO = [sys.executable, "-m", "cli", "demo"]
 

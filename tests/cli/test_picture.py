@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from cli.picture.frame import Frame, LaneRow
 from cli.picture.kills import Kill
-from cli.picture.marks import bar, blocks, curve, memory, quantile, seconds, shortened
+from cli.picture.marks import bar, blocks, curve, memory, seconds, shortened
 from cli.picture.picture import LogEnd, Picture
 from schemas.gpu import GpuId, GPUMetrics, GpuSource
 from schemas.progress import BackendStatus, LaneState, Started, WorkerSnapshot
 from schemas.result import BatchRef, Outcome, Result, Source, Timing
 from schemas.topics import Lane, TopicNames
+from streams.quantiles import quantile
 
 NOW = 1_800_000_000_000
 HIGH = TopicNames().requests(Lane.HIGH)

@@ -14,7 +14,7 @@ from gateway.answers import Kept
 from gateway.ids import made_at_ms, new_task_id, uuid7_hex
 from gateway.ports import Stored
 from gateway.ranks import Ranks
-from gateway.recent import Recent, percentile
+from gateway.recent import Recent
 from gateway.records import Glance, glance, metadata_of
 from gateway.rendering import rfc3339
 from schemas.codec import DecodeError, decode_request, encode
@@ -23,6 +23,7 @@ from schemas.result import Outcome
 from schemas.topics import Lane
 from streams.deadlines import LONGEST_MS, deadline_ms
 from streams.errors import InvalidRequest
+from streams.quantiles import quantile as percentile
 from tests.gateway.fakes import NOW_MS, make_result
 
 
