@@ -41,9 +41,8 @@ class RecentEnds:
     _keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
 
     def add(self, key: TaskKey) -> None:
-        self._keys[hash(key)] = (
-            None  # 8 bytes instead of an id of up to 128; two alike of 100,000 are a matter of 1e-10
-        )
+        # Not the id, of up to 128 characters; two alike of 100,000 are a matter of 1e-10.
+        self._keys[hash(key)] = None
         if len(self._keys) > self.most:
             self._keys.popitem(last=False)
 
