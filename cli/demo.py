@@ -235,7 +235,7 @@ def run_demo(seconds: float, *, as_json: bool = False, config: Path | None = Non
             echo(line)
 
     echo("Starting Kafka, a worker, a GPU publisher and a small language model here ...")
-    stack = DemoStack(Options(kafka_port=0, config=config or NO_FILE), said=said)
+    stack = DemoStack(Options(port=0, kafka_port=0, config=config or NO_FILE), said=said)
     load = Load(stack, seconds, tells=not as_json and not is_live)
 
     def ready(record: dict[str, Any]) -> None:

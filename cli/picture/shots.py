@@ -30,7 +30,7 @@ _FONT = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 def main(folder: Path) -> None:
     """Run a demo, kill its worker, and write the pictures when all is well again and some tasks wait."""
     logs.configure("console", "error")
-    stack = DemoStack(Options(kafka_port=0, config=NO_FILE), said=print)
+    stack = DemoStack(Options(port=0, kafka_port=0, config=NO_FILE), said=print)
     load = Load(stack, _SECONDS, tells=False)
     stage = Stage(stack, load)
 
