@@ -52,11 +52,22 @@ class Gate(StrEnum):
     """What the tasks of a class wait for."""
 
     TURN = "turn"
+    """Other lanes' share: it is their turn."""
+    TENANT = "tenant"
+    """Other tenants' share of the lane."""
+    ORDER = "order"
+    """Tasks of its own lane and tenant that are due earlier, or shorter."""
+    BUDGET = "budget"
+    """Work marked `budget: batch` has had its share while live work waits."""
     WINDOW = "window"
     NO_FREE_SLOT = "no_free_slot"
+    BREAKER = "breaker"
+    """Every backend that could take it is up, and paused after failures."""
     BACKEND_DOWN = "backend_down"
     NO_BACKEND = "no_backend"
     SHED = "shed"
+    """The low lane is deferred: every backend that could take it is at CRITICAL."""
+    RETRY_DELAY = "retry_delay"
 
 
 @dataclass(frozen=True, slots=True)
