@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from aiokafka.errors import ProducerClosed
@@ -34,7 +34,6 @@ from wire.logs import get_logger
 from wire.producing import DurableProducer, RecordTooLarge
 
 _AFTER_DEADLINE_S = 1.0
-_GRACE_S = 1.0
 _LET_GO_S = 2.0
 
 log = get_logger(__name__)
@@ -91,19 +90,11 @@ class DispatchLoop:
             finishing.deliveries.extend(task.deliveries)
             return
         now_s = monotonic_s()
-        elsewhere = not self.dispatcher.holds(task.key) and self._is_run_elsewhere(task, now_s)
+        now_ms = self.dispatcher.clock.ms(now_s)
+        is_new = not self.dispatcher.holds(task.key)
+        elsewhere = is_new and self._history.redelivery.taken_in(task, now_s=now_s, now_ms=now_ms)
         self._perform(self.dispatcher.accept(task, now_s=now_s, elsewhere=elsewhere))
         self.kick()
-
-    def _is_run_elsewhere(self, task: Task, now_s: float) -> bool:
-        """Whether another worker still runs a redelivered task; takes over what is known of its starts."""
-        history, now_ms = self._history, self.dispatcher.clock.ms(now_s)
-        starts = history.starts.of(task.key, after_attempt=task.attempts)
-        if starts:
-            task.attempts = max(start.attempt for start in starts)
-            task.crashes = history.peers.crashes(starts, now_ms)
-        task.not_before_s = math.inf
-        return history.peers.runs(task.task_id, starts, now_ms)
 
     def ended(self, key: TaskKey) -> None:
         """A terminal record of a task is in the log, written by whomever: what is held of it is let go of."""
@@ -112,19 +103,10 @@ class DispatchLoop:
             self.kick()
 
     def reconsider(self) -> None:
-        """Called each second: queue what another worker no longer runs, a second after it was last seen to."""
+        """Called each second: queue what need not wait for another worker any more."""
         now_s = monotonic_s()
-        now_ms = self.dispatcher.clock.ms(now_s)
-
-        def still(task: Task) -> bool:
-            if self._history.peers.runs(task.task_id, self._history.starts.of(task.key), now_ms):
-                task.not_before_s = math.inf
-            elif task.not_before_s == math.inf:
-                # Its worker's last word and its result come by two logs: the result may be a moment behind.
-                task.not_before_s = now_s + _GRACE_S
-            return now_s < task.not_before_s
-
-        self.dispatcher.reconsider(still)
+        still = partial(self._history.redelivery.still_waits, now_s=now_s, now_ms=self.dispatcher.clock.ms(now_s))
+        self._perform(self.dispatcher.reconsider(still, now_s=now_s))
         self.kick()
 
     def reject(self, delivery: Delivery, error: DecodeError, task_id: str) -> None:

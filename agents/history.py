@@ -23,7 +23,7 @@ from schemas.progress import Released, Started, WorkerSnapshot
 from schemas.result import Outcome, Result, Source
 from schemas.topics import Lane, RetryTier
 from streams.outcome import FinishedIndex
-from streams.redelivery import Peers, RecentEnds, StartsIndex
+from streams.redelivery import Peers, RecentEnds, Redelivery, StartsIndex
 from streams.settings import KafkaSettings
 from streams.task import TaskKey
 from wire.connection import BROKER_FAILURES, QUICK_RETRIES, client_options, consumer_options
@@ -58,6 +58,7 @@ class History:
         self._kafka, self._names, self._client_id = kafka, kafka.names, client_id
         self.index, self.ends, self.peers = FinishedIndex(), RecentEnds(), Peers(worker)
         self.starts = StartsIndex(self.ends)
+        self.redelivery = Redelivery(self.starts, self.peers)
         self.on_outcome: Callable[[TaskKey], None] = lambda _key: None
         self._groups = {self._names.requests(lane): self._names.group(lane.value) for lane in Lane}
         self._groups |= {self._names.retry(tier): self._names.group("retry") for tier in RetryTier}

@@ -182,7 +182,7 @@ class Dispatcher:
             return []
         if task.deadline_s <= now_s:
             return [self._end(task, DeadlineExpired(), now_s)]
-        if task.crashes > MOST_CRASHES:
+        if task.crashes > MOST_CRASHES and not elsewhere:
             return [self._end(task, Quarantined(), now_s)]
         entry = (
             self.cache.get(task.fingerprint, self.clock.ms(now_s)) if task.wants_cache and task.fingerprint else None
@@ -204,11 +204,20 @@ class Dispatcher:
             self._admit(task)
         return []
 
-    def reconsider(self, still: Callable[[Task], bool]) -> None:
-        """Queue the tasks that are held back for another worker's sake and for which `still` is false: it will not end them."""
+    def reconsider(self, still: Callable[[Task], bool], *, now_s: float) -> list[Effect]:
+        """Queue the tasks that are held back for another worker's sake and for which `still` is false: it will not end them.
+
+        One that has crashed too many workers meanwhile is given up.
+        """
+        effects: list[Effect] = []
         for task in [task for task in self._elsewhere.values() if not still(task)]:
-            del self._elsewhere[task.key]
-            self._admit(task)
+            if task.crashes > MOST_CRASHES:
+                self._forget(task)
+                effects.append(self._end(task, Quarantined(), now_s))
+            else:
+                del self._elsewhere[task.key]
+                self._admit(task)
+        return effects
 
     def withdraw(self, keep: Callable[[object], bool], *, running: bool) -> list[Task]:
         """Let go of deliveries for which `keep` is false: their partition is gone. Return the tasks that have none left.

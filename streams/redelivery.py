@@ -6,18 +6,21 @@ it goes on with its running call, and a second run would be work for nothing.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from schemas.progress import Released, Started, WorkerSnapshot
-from streams.task import TaskKey
+from streams.task import Task, TaskKey
 
 LIVE_MS = 5_000
+GRACE_S = 1.0
 _MOST_KEPT = 100_000
 # Beyond this many, workers that have not been heard of lately are forgotten.
 _MOST_PEERS = 64
+_MOST_LEFT = 1_000
 
 
 class Start(NamedTuple):
@@ -109,10 +112,11 @@ class _Seen:
 
 @dataclass
 class Peers:
-    """The other workers, by their newest snapshots. `own` is this worker's id."""
+    """The other workers, by their newest snapshots, and the newest of those that have said goodbye. `own` is this worker's id."""
 
     own: str
     _seen: dict[str, _Seen] = field(default_factory=dict)
+    _left: OrderedDict[str, int] = field(default_factory=OrderedDict)
     _newest_ms: int = 0
 
     def observe(self, worker: str, snapshot: WorkerSnapshot | None, appended_ms: int) -> None:
@@ -120,7 +124,11 @@ class Peers:
         self._newest_ms = max(self._newest_ms, appended_ms)
         if snapshot is None:
             self._seen.pop(worker, None)
+            self._left[worker] = appended_ms
+            if len(self._left) > _MOST_LEFT:
+                self._left.popitem(last=False)
         elif worker != self.own:
+            self._left.pop(worker, None)
             self._seen[worker] = _Seen(appended_ms, snapshot.at_ms, frozenset(snapshot.in_flight))
         if len(self._seen) > _MOST_PEERS:
             self._seen = {name: seen for name, seen in self._seen.items() if self.is_live(name, self._newest_ms)}
@@ -141,17 +149,66 @@ class Peers:
             return False
         return self._seen[starts[-1].worker].at_ms <= starts[-1].at_ms
 
+    def may_have_ended(self, starts: Sequence[Start], now_ms: int) -> bool:
+        """Whether a task's last start may have a result that is not read yet: its worker lives, or said goodbye within five seconds."""
+        if not starts or starts[-1].ended:
+            return False
+        worker = starts[-1].worker
+        left_ms = self._left.get(worker)
+        has_just_left = left_ms is not None and min(now_ms, self._newest_ms) - left_ms < LIVE_MS
+        return has_just_left or self.is_live(worker, now_ms)
+
     def crashes(self, starts: Sequence[Start], now_ms: int) -> int:
-        """Return how many workers started a task, said of no end, and are gone: each ended while it ran it.
+        """Return how many workers started a task, said of no end, and are gone without a goodbye: each ended while it ran it.
 
         A worker that tried it several times ended the earlier tries itself.
         """
         last = {start.worker: start for start in starts}
         return sum(
-            not start.ended and worker != self.own and not self.is_live(worker, now_ms)
+            not start.ended and worker != self.own and worker not in self._left and not self.is_live(worker, now_ms)
             for worker, start in last.items()
         )
 
     def live(self, now_ms: int) -> int:
         """Return how many other workers live."""
         return sum(self.is_live(worker, now_ms) for worker in self._seen)
+
+
+@dataclass(frozen=True)
+class Redelivery:
+    """Decides of a redelivered task whether it waits for another worker's result, and tells it how it has fared so far."""
+
+    starts: StartsIndex
+    peers: Peers
+
+    def taken_in(self, task: Task, *, now_s: float, now_ms: int) -> bool:
+        """Whether a task waits that was just delivered. The attempts it comes with have ended: a retry was written after them."""
+        task.past_attempts = task.attempts
+        starts = self._learn(task, now_ms)
+        if self.peers.runs(task.task_id, starts, now_ms):
+            task.not_before_s = math.inf
+        else:
+            task.not_before_s = now_s + GRACE_S if self.peers.may_have_ended(starts, now_ms) else now_s
+        return now_s < task.not_before_s
+
+    def still_waits(self, task: Task, *, now_s: float, now_ms: int) -> bool:
+        """Whether a task goes on waiting: until a second after another worker was last seen to run it.
+
+        Its worker's last word and its result come by two logs, so the result may be a moment behind. A start that came to nothing
+        has none.
+        """
+        starts = self._learn(task, now_ms)
+        if self.peers.runs(task.task_id, starts, now_ms):
+            task.not_before_s = math.inf
+        elif starts and starts[-1].ended:
+            task.not_before_s = now_s
+        elif task.not_before_s == math.inf:
+            task.not_before_s = now_s + GRACE_S
+        return now_s < task.not_before_s
+
+    def _learn(self, task: Task, now_ms: int) -> Sequence[Start]:
+        starts = self.starts.of(task.key, after_attempt=task.past_attempts)
+        if starts:
+            task.attempts = max(start.attempt for start in starts)
+            task.crashes = self.peers.crashes(starts, now_ms)
+        return starts

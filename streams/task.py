@@ -23,8 +23,9 @@ class Task:
     same request was delivered again while it was held; `origin` is
     the first of them, kept for a dead letter's bytes. The dispatcher does not look into a delivery.
     `place` is the topic and partition of the record that was delivered: what it holds up while it waits.
-    `tries_left` counts tries within this worker, `hops` the retry topics it failed its way through,
-    `crashes` the workers that ended while they ran it. `deadline_s` and `accepted_s` are monotonic; the `_ms` times are broker time.
+    `attempts` counts starts, `past_attempts` those before the record that was delivered, `tries_left` tries within this worker, `hops`
+    the retry topics it failed its way through, `crashes` the workers that ended while they ran it. It is not run before `not_before_s`,
+    infinite while another worker runs it. `deadline_s` and `accepted_s` are monotonic; the `_ms` times are broker time.
     """
 
     task_id: str
@@ -45,6 +46,7 @@ class Task:
     cache: CachePolicy = field(default_factory=CachePolicy)
     fingerprint: str | None = None
     attempts: int = 0
+    past_attempts: int = 0
     tries_left: int = 0
     hops: int = 0
     crashes: int = 0

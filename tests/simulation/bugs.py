@@ -19,7 +19,7 @@ from streams.backends import BackendState
 from streams.batching import Window
 from streams.dispatcher import Batch, Dispatcher, Effect, Finish, HandOver
 from streams.outcome import FinishedIndex
-from streams.redelivery import Peers, RecentEnds
+from streams.redelivery import Peers, RecentEnds, Redelivery
 from streams.retrying import InPlaceRetries, RetryBudget
 from streams.task import Task, TaskKey
 from tests.simulation.broker import Place
@@ -349,12 +349,14 @@ def intake_before_the_logs_are_read(self: History, place: Place) -> bool:
     return True
 
 
-@_bug("REPEATED", DispatchLoop, "reconsider", plan=MOVING)
-def results_of_others_not_awaited(self: DispatchLoop) -> None:
-    now_ms = self.dispatcher.clock.ms(self._now())
-    peers, starts = self._history.peers, self._history.starts
-    self.dispatcher.reconsider(lambda task: peers.runs(task.task_id, starts.of(task.key), now_ms))
-    self.kick()
+@_bug("REPEATED", Redelivery, "still_waits", plan=MOVING)
+def results_of_others_not_awaited(self: Redelivery, task: Task, *, now_s: float, now_ms: int) -> bool:
+    return self.peers.runs(task.task_id, self._learn(task, now_ms), now_ms)
+
+
+@_bug("REPEATED", Peers, "may_have_ended", plan=MOVING)
+def results_on_their_way_not_awaited(self: Peers, starts: object, now_ms: int) -> bool:
+    return False
 
 
 @_bug("AFTER_END", DispatchLoop, "_hand_over", plan=WIDE_RETRIES)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from agents.delivery import Delivery, Owner
 from agents.retries import headers_of
@@ -26,7 +26,6 @@ from tests.simulation.world import Actor, Process, Signal, Sleep, Steps, World
 from wire.producing import RecordTooLarge
 
 _AFTER_DEADLINE_S = 1.0
-_GRACE_S = 1.0
 _LET_GO_S = 2.0
 
 
@@ -76,8 +75,10 @@ class DispatchLoop:
             self._attach(finishing, task)
             return
         now_s = self._now()
-        elsewhere = not self.dispatcher.holds(task.key) and self._is_run_elsewhere(task, now_s)
-        if self.dispatcher.holds(task.key):
+        now_ms = self.dispatcher.clock.ms(now_s)
+        is_new = not self.dispatcher.holds(task.key)
+        elsewhere = is_new and self._history.redelivery.taken_in(task, now_s=now_s, now_ms=now_ms)
+        if not is_new:
             self.world.fire("delivered while it is held")
         if elsewhere:
             self.world.fire("waits for another worker")
@@ -86,15 +87,6 @@ class DispatchLoop:
         self.world.say(self.actor.id, "accepts", task, "elsewhere" if elsewhere else "", f"crashes={task.crashes}")
         self._perform(self.dispatcher.accept(task, now_s=now_s, elsewhere=elsewhere))
         self.kick()
-
-    def _is_run_elsewhere(self, task: Task, now_s: float) -> bool:
-        history, now_ms = self._history, self.dispatcher.clock.ms(now_s)
-        starts = history.starts.of(task.key, after_attempt=task.attempts)
-        if starts:
-            task.attempts = max(start.attempt for start in starts)
-            task.crashes = history.peers.crashes(starts, now_ms)
-        task.not_before_s = math.inf
-        return history.peers.runs(task.task_id, starts, now_ms)
 
     def _attach(self, held: Task, task: Task) -> None:
         held.deliveries.extend(task.deliveries)
@@ -106,16 +98,8 @@ class DispatchLoop:
 
     def reconsider(self) -> None:
         now_s = self._now()
-        now_ms = self.dispatcher.clock.ms(now_s)
-
-        def still(task: Task) -> bool:
-            if self._history.peers.runs(task.task_id, self._history.starts.of(task.key), now_ms):
-                task.not_before_s = math.inf
-            elif task.not_before_s == math.inf:
-                task.not_before_s = now_s + _GRACE_S
-            return now_s < task.not_before_s
-
-        self.dispatcher.reconsider(still)
+        still = partial(self._history.redelivery.still_waits, now_s=now_s, now_ms=self.dispatcher.clock.ms(now_s))
+        self._perform(self.dispatcher.reconsider(still, now_s=now_s))
         self.kick()
 
     def reject(self, delivery: Delivery, error: DecodeError, task_id: str) -> None:

@@ -9,7 +9,7 @@ from agents.history import LOOK_BACK_MS
 from schemas.progress import Released, Started
 from schemas.result import Outcome, Result, Source
 from streams.outcome import FinishedIndex
-from streams.redelivery import Peers, RecentEnds, StartsIndex
+from streams.redelivery import Peers, RecentEnds, Redelivery, StartsIndex
 from streams.task import TaskKey
 from tests.simulation.broker import Broker, Group, Place, Record
 from tests.simulation.world import Actor, Signal, Sleep, Steps, World
@@ -33,6 +33,7 @@ class History:
         self.world, self.broker, self.actor = world, broker, actor
         self.index, self.ends, self.peers = FinishedIndex(), RecentEnds(), Peers(actor.id)
         self.starts = StartsIndex(self.ends)
+        self.redelivery = Redelivery(self.starts, self.peers)
         self.on_outcome: Callable[[TaskKey], None] = lambda _key: None
         self.seen: dict[TaskKey, None] = {}
         self._groups, self._retries = groups, retries

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from schemas.progress import Released, Started, WorkerSnapshot
-from streams.redelivery import LIVE_MS, Peers, RecentEnds, Start, StartsIndex
+from streams.redelivery import GRACE_S, LIVE_MS, Peers, RecentEnds, Redelivery, Start, StartsIndex
+from streams.task import Task
+from tests.support.tasks import make_task
 
 KEY = ("a", 3)
 
@@ -126,3 +130,99 @@ def test_every_worker_that_started_a_task_and_is_gone_counts_once_however_often_
     assert 2 == peers.crashes(starts, 1000)
     seen(peers, "me", 1000 + LIVE_MS)
     assert 3 == peers.crashes(starts, 1000 + LIVE_MS)
+
+
+def test_a_worker_that_said_goodbye_is_no_crash_and_only_the_newest_goodbyes_are_kept() -> None:
+    peers = Peers("me")
+    seen(peers, "w1", 1000, "a")
+    peers.observe("w1", None, 1100)
+    seen(peers, "other", 1100 + 2 * LIVE_MS)
+    assert 0 == peers.crashes([Start("w1", 1, 900)], 1100 + 2 * LIVE_MS)
+    for number in range(2000):
+        peers.observe(f"gone{number}", None, 1200)
+    assert 1 == peers.crashes([Start("w1", 1, 900)], 1100 + 2 * LIVE_MS)
+    assert 1000 == len(peers._left)
+
+
+@dataclass
+class Scene:
+    """Redelivery of one task, on a clock of broker milliseconds that is also the monotonic one."""
+
+    task: Task = field(default_factory=lambda: make_task("a", partition=3))
+    index: StartsIndex = field(default_factory=StartsIndex)
+    peers: Peers = field(default_factory=lambda: Peers("me"))
+
+    def taken_in(self, now_ms: int) -> bool:
+        return Redelivery(self.index, self.peers).taken_in(self.task, now_s=now_ms / 1000, now_ms=now_ms)
+
+    def still_waits(self, now_ms: int) -> bool:
+        return Redelivery(self.index, self.peers).still_waits(self.task, now_s=now_ms / 1000, now_ms=now_ms)
+
+
+GRACE_MS = int(GRACE_S * 1000)
+
+
+def test_a_task_that_nobody_started_does_not_wait() -> None:
+    scene = Scene()
+    seen(scene.peers, "w1", 1000)
+    assert not scene.taken_in(1000)
+
+
+def test_a_task_waits_for_its_result_a_second_beyond_the_last_sight_of_its_run() -> None:
+    scene = Scene()
+    seen(scene.peers, "w1", 1000, "a")
+    assert scene.taken_in(1000)
+    seen(scene.peers, "w1", 2000)
+    assert [True, True, False] == [scene.still_waits(now_ms) for now_ms in (2000, 1999 + GRACE_MS, 2000 + GRACE_MS)]
+
+
+def test_a_task_that_a_live_worker_no_longer_lists_waits_a_second_for_its_result() -> None:
+    scene = Scene()
+    scene.index.observe(started("w1", 900, ("a", 1)), 3)
+    seen(scene.peers, "w1", 1000)
+    assert scene.taken_in(1000)
+    assert [True, False] == [scene.still_waits(now_ms) for now_ms in (999 + GRACE_MS, 1000 + GRACE_MS)]
+
+
+def test_a_task_of_a_worker_that_has_just_left_waits_a_second_for_its_result() -> None:
+    scene = Scene()
+    scene.index.observe(started("w1", 900, ("a", 1)), 3)
+    scene.peers.observe("w1", None, 1000)
+    assert scene.taken_in(1000)
+    assert not scene.still_waits(1000 + GRACE_MS)
+    assert 0 == scene.task.crashes
+    seen(scene.peers, "me", 1000 + LIVE_MS)
+    assert not scene.taken_in(1000 + LIVE_MS)
+
+
+def test_a_task_whose_last_start_came_to_nothing_does_not_wait() -> None:
+    scene = Scene()
+    scene.index.observe(started("w1", 900, ("a", 1)), 3)
+    seen(scene.peers, "w1", 800)
+    assert scene.taken_in(1000)
+    scene.index.released(Released("w1", [("a", "triage.requests.low", 0, 1)], 1100), 3)
+    assert not scene.still_waits(1200)
+    assert not scene.taken_in(1200)
+
+
+def test_workers_that_fall_silent_while_a_task_waits_count_as_crashed() -> None:
+    scene = Scene()
+    scene.index.observe(started("w1", 900, ("a", 1)), 3)
+    seen(scene.peers, "w1", 1000, "a")
+    assert scene.taken_in(1000)
+    assert 0 == scene.task.crashes
+    seen(scene.peers, "me", 1000 + LIVE_MS)
+    scene.still_waits(1000 + LIVE_MS)
+    assert (1, 1) == (scene.task.crashes, scene.task.attempts)
+
+
+def test_starts_before_a_retry_have_ended_and_are_no_crashes() -> None:
+    scene = Scene()
+    scene.task.attempts = 2
+    scene.index.observe(started("w1", 900, ("a", 1), ("a", 2)), 3)
+    assert not scene.taken_in(60_000)
+    scene.still_waits(60_000)
+    assert (0, 2) == (scene.task.crashes, scene.task.attempts)
+    scene.index.observe(started("w2", 950, ("a", 3)), 3)
+    scene.still_waits(60_000)
+    assert (1, 3) == (scene.task.crashes, scene.task.attempts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -94,6 +94,10 @@ class Scene:
 
     def take(self, task: Task, *, elsewhere: bool = False) -> None:
         self.perform(self.dispatcher.accept(task, now_s=self.now_s, elsewhere=elsewhere))
+        self.step()
+
+    def reconsider(self, still: Callable[[Task], bool]) -> None:
+        self.perform(self.dispatcher.reconsider(still, now_s=self.now_s))
         self.step()
 
     def answered(self, task: Task, reply: Answer | None = None) -> None:

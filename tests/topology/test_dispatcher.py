@@ -424,12 +424,31 @@ def test_a_task_that_another_worker_still_runs_is_held_back_until_that_lets_go()
     scene.take(task, elsewhere=True)
     scene.advance(60)
     assert [] == scene.sent
-    scene.dispatcher.reconsider(lambda held: held is task)
-    scene.step()
+    scene.reconsider(lambda held: held is task)
     assert [] == scene.sent
-    scene.dispatcher.reconsider(lambda held: False)
-    scene.step()
+    scene.reconsider(lambda held: False)
     assert [task] == scene.running
+
+
+def test_a_task_whose_worker_ended_while_it_was_held_back_is_blamed_for_that() -> None:
+    scene = Scene.of(backend(slots=8))
+    suspect, worse, mate = make_task("suspect"), make_task("worse"), make_task("mate")
+    for task in (suspect, worse, mate):
+        scene.take(task, elsewhere=True)
+    suspect.crashes, worse.crashes = 3, 4
+    scene.reconsider(lambda held: False)
+    assert ErrorType.QUARANTINED == _error(scene, worse)
+    assert [[suspect]] == [list(batch.tasks) for batch in scene.sent if suspect in batch.tasks]
+
+
+def test_a_task_that_another_worker_runs_is_not_given_up_meanwhile() -> None:
+    scene = Scene.of()
+    task = make_task()
+    task.crashes = 4
+    scene.take(task, elsewhere=True)
+    assert {} == scene.results
+    scene.reconsider(lambda held: False)
+    assert ErrorType.QUARANTINED == _error(scene, task)
 
 
 def test_a_task_that_another_worker_ended_is_dropped() -> None:

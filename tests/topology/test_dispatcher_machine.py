@@ -116,8 +116,7 @@ class DispatcherMachine(RuleBasedStateMachine):
 
     @rule(task_id=st.sampled_from(IDS))
     def another_worker_lets_go(self, task_id: str) -> None:
-        self.dispatcher.reconsider(lambda task: task.task_id != task_id)
-        self.scene.step()
+        self.scene.reconsider(lambda task: task.task_id != task_id)
 
     @rule(seconds=st.sampled_from([0.001, 0.02, 0.3, 2.0, 30.0]))
     def time_passes(self, seconds: float) -> None:
@@ -263,7 +262,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         for name, models in MODELS.items():
             self.dispatcher.backends[name].draining = False
             self.scene.probed(name, up(*models))
-        self.dispatcher.reconsider(lambda task: False)
+        self.scene.reconsider(lambda task: False)
         self.scene.advance(10)  # the last sample is stale, pauses and delays are over
         for name, models in MODELS.items():
             self.scene.probed(name, up(*models))
