@@ -15,15 +15,13 @@ from typing import Any, Protocol, TypeAlias
 from aiokafka.errors import KafkaError
 
 from agents.gpu_metrics import GpuSeries
-from agents.gpu_sources import Source
+from agents.gpu_sources.bounded import READ_TIMEOUT_S
 from schemas.codec import encode
 from schemas.gpu import GPUMetrics
 from schemas.headers import CONTENT_TYPE
+from streams.ports import GpuReader
 from wire.clock import monotonic_s, wall_ms
 from wire.logs import get_logger
-
-# A driver that takes longer hangs.
-READ_TIMEOUT_S = 5.0
 
 Send: TypeAlias = Callable[[bytes, bytes], Awaitable[None]]
 
@@ -46,7 +44,7 @@ def sender(producer: Producer, topic: str) -> Send:
 
 
 async def publish(
-    source: Source,
+    source: GpuReader,
     send: Send,
     *,
     stop: asyncio.Event,
@@ -84,7 +82,7 @@ class _Readings:
     executor would.
     """
 
-    source: Source
+    source: GpuReader
     now_ms: Callable[[], int]
     _pending: asyncio.Future[list[GPUMetrics]] | None = None
     _is_late: bool = False

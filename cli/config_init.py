@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from agents.backends.kinds import KindName
 from agents.gpu_sources import reader
+from agents.gpu_sources.bounded import Bounded
 from cli.checks import servers
 from cli.checks.backends import METRICS_FLAG
 from cli.checks.servers import Server
@@ -64,7 +65,7 @@ async def look(rows: Sequence[tuple[str, KindName | None]]) -> list[Found]:
 
 def cards(source: str = "nvml") -> tuple[list[GpuId], str | None]:
     """Return this machine's cards, or why there is none."""
-    gpus = reader(source)
+    gpus = Bounded(reader(source))
     try:
         return [sample.gpu for sample in gpus.read(now_ms=0)], gpus.unavailable_reason
     finally:

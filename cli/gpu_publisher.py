@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from agents.gpu_sources import UnknownSource, reader
+from agents.gpu_sources.bounded import Bounded
 from cli.errors import OK, SettingsError
 from schemas.codec import encode
 from schemas.gpu import GPUMetrics
@@ -19,7 +20,7 @@ def once(source: str, as_json: bool) -> int:
     Raises: SettingsError for a source that is not there.
     """
     try:
-        gpus = reader(source)
+        gpus = Bounded(reader(source))
     except UnknownSource as error:
         raise SettingsError(str(error)) from error
     try:
@@ -44,6 +45,7 @@ def line(sample: GPUMetrics) -> str:
         f"{_of(sample.temperature_c)} °C",
         f"{_of(sample.power_w)} W",
         *sample.clock_event_reasons,
+        *sample.faults,
     ]
     return "  ".join([str(gpu.index), gpu.name, *cells, gpu.uuid])
 

@@ -46,6 +46,7 @@ def _serve(settings: Settings, *, as_json: bool) -> None:
     from agents.gpu_metrics import GpuSeries
     from agents.gpu_publisher import publish, sender
     from agents.gpu_sources import UnknownSource, reader
+    from agents.gpu_sources.bounded import Bounded
     from cli.stopping import stop_on_signals
 
     port = DEFAULT_METRICS_PORT if settings.metrics.port is None else settings.metrics.port
@@ -77,7 +78,7 @@ def _serve(settings: Settings, *, as_json: bool) -> None:
     try:
         uvloop.run(main())
     finally:
-        source.close()
+        Bounded(source).close()
         server.shutdown()
         server.server_close()
 

@@ -18,7 +18,10 @@ class GpuSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GpuId:
-    """A card. `uuid` is the key and stable; `index` may change over a restart of its host."""
+    """A card, or an instance of one (MIG), whose `uuid` begins with `MIG-` and whose `index` is its card's.
+
+    `uuid` is the key and stable; `index` may change over a restart of its host.
+    """
 
     uuid: str
     index: int
@@ -48,7 +51,9 @@ class GPUMetrics:
     """One reading of one card, in base units.
 
     `utilization_ratio` is the share of the last moments in which any kernel ran: 1.0 is busy, not saturated.
-    `energy_joules_total` counts since the driver was loaded. `lost`: the card has fallen off; its other readings are None.
+    `energy_joules_total` counts since the driver was loaded. `temperature_limit_c` is where the card slows itself down.
+    `lost`: the card has fallen off; its other readings are None. `faults` names what is broken about it (`xid_79`,
+    `ecc_uncorrected`, `row_remap_failed`, `reset_required`); what was not asked for is not there.
     """
 
     gpu: GpuId
@@ -67,3 +72,5 @@ class GPUMetrics:
     lost: bool = False
     errors: list[ReadingError] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
+    temperature_limit_c: float | None = None
+    faults: list[str] = field(default_factory=list)

@@ -63,6 +63,11 @@ class Backend(Protocol):
 class GpuReader(Protocol):
     """A source of GPU samples; `read` may block for as long as the driver does."""
 
+    @property
+    def unavailable_reason(self) -> str | None:
+        """Return one sentence after a `read` that gave nothing, else None."""
+        ...
+
     def read(self, *, now_ms: int) -> list[GPUMetrics]:
         """Return one sample per card, [] when there is none. Never raises: what cannot be read is None with a reason."""
         ...

@@ -11,6 +11,8 @@ import pytest
 from tests.support.kafka import shared_cluster
 from wire import logs
 
+_WANT_A_GPU = pytest.StashKey[set[str]]()
+
 
 @pytest.fixture(autouse=True)
 def own_log_handlers() -> Iterator[None]:
@@ -25,6 +27,19 @@ def own_log_handlers() -> Iterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fault-seconds", type=float, default=None, help="length of the fault campaign")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[_WANT_A_GPU] = {item.nodeid for item in items if item.get_closest_marker("gpu")}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how many of the tests that want a real card had one."""
+    wanted = config.stash.get(_WANT_A_GPU, set())
+    ended = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    ran = {report.nodeid for report in ended if report.when == "call"} & wanted
+    if wanted:
+        terminalreporter.write_line(f"tests on a real GPU: {len(ran)} of {len(wanted)} ran")
 
 
 @pytest.fixture(scope="session")

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 from agents.gpu_sources.nvml import NVMLReader
 from agents.gpu_sources.simulated import SimulatedReader
 from schemas.gpu import GPUMetrics
 from streams.ports import GpuReader
-
-
-class Source(GpuReader, Protocol):
-    """A reader that can say why it has no card to show."""
-
-    @property
-    def unavailable_reason(self) -> str | None:
-        """Return one sentence after a `read` that gave nothing, else None."""
-        ...
 
 
 class UnknownSource(ValueError):
@@ -37,7 +27,7 @@ class NoReader:
         """Do nothing."""
 
 
-def reader(source: str, *, overrides: Path | None = None) -> Source:
+def reader(source: str, *, overrides: Path | None = None) -> GpuReader:
     """Return the reader that the setting `gpus.source` names. `overrides` is for simulated cards only.
 
     Raises: UnknownSource.

@@ -1,64 +1,49 @@
-"""GPU samples from NVIDIA's driver, through NVML.
-
-A driver, a card or a mode (MIG, vGPU, a container) may refuse any single reading. Whatever it refuses is None with the
-driver's reason, never 0: a card that does not tell its temperature is not cold.
-Source: the units and the bits are those of `nvml.h` (milliwatts, millijoules, bytes, MHz, per cent).
-"""
+"""GPU samples from NVIDIA's driver, through NVML: opening it, and cards that come and go."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 import pynvml
 
-from schemas.gpu import GpuId, GPUMetrics, GpuProcess, GpuSource, ReadingError
+from agents.gpu_sources.nvml_card import Asking, CardLost, Watch, failures, instance_readings, readings, reason
+from schemas.gpu import GpuId, GPUMetrics, GpuSource, ReadingError
+from streams.plausible import plausible
 
-# A driver that was absent is looked for again after this many reads; each look costs a search for the library.
+# A driver or a card that was absent is looked for again after this many reads; each look costs a search for the library.
 READS_PER_RETRY = 10
-
-# Bits of nvmlDeviceGetCurrentClocksEventReasons, by position.
-CLOCK_EVENT_REASONS = (
-    "gpu_idle",
-    "applications_clocks_setting",
-    "sw_power_cap",
-    "hw_slowdown",
-    "sync_boost",
-    "sw_thermal_slowdown",
-    "hw_thermal_slowdown",
-    "hw_power_brake_slowdown",
-    "display_clock_setting",
-    "board_limit",
-    "reliability",
-)
-
-_T = TypeVar("_T")
-
-
-class _CardLost(Exception):
-    """The card has fallen off the bus."""
+_GONE = "the driver no longer lists it"
 
 
 class NVMLReader:
-    """A `GpuReader` of this host's NVIDIA cards; `nvml` is the module `pynvml` or one with its names.
+    """A `GpuReader` of this host's NVIDIA cards and their instances (MIG); `nvml` is the module `pynvml` or one with its names.
 
-    Without a driver `read` gives nothing, `unavailable_reason` says why, and every tenth read looks again. The cards are
-    counted at each read.
+    Without a driver `read` gives nothing, `unavailable_reason` says why, and every tenth read looks again. A driver counts its
+    cards when it is opened, so it is opened anew at every tenth read while a card is missing. A card that was there and is not
+    any more is lost until it is back.
     """
 
     def __init__(self, nvml: Any = pynvml, *, host: str | None = None) -> None:
         self._nvml = nvml
         self._host = host or socket.gethostname()
-        self._errors = (nvml.NVMLError, nvml.NVMLLibraryMismatchError, UnicodeDecodeError)
-        self._ids: dict[int, GpuId] = {}  # a lost card no longer tells its own name
+        self._errors = failures(nvml)
+        self._ids: dict[int, GpuId] = {}  # by index: a lost card no longer tells its own name
+        self._seen: dict[str, GpuId] = {}
+        self._watches: dict[str, Watch] = {}
         self._is_open = False
+        self._is_complete = True
         self._reads_until_retry = 0
         self.unavailable_reason: str | None = None
 
     def read(self, *, now_ms: int) -> list[GPUMetrics]:
-        """Return one sample per card, [] when there is none."""
+        """Return one sample per card and instance, [] when there is none."""
+        if self._is_open and not self._is_complete:
+            self._reads_until_retry -= 1
+            if self._reads_until_retry < 0:
+                self.close()
         if not self._open():
             return []
         try:
@@ -67,17 +52,22 @@ class NVMLReader:
             self.close()
             self._unavailable(error)
             return []
-        self.unavailable_reason = None if count else "the NVIDIA driver is loaded and sees no GPU."
-        return [self._sample(index, now_ms) for index in range(count)]
+        samples = [sample for index in range(count) for sample in self._samples(index, now_ms)]
+        samples += [_lost(gpu, now_ms, _GONE) for gpu in self._missing(samples)]
+        self._judge(samples)
+        return [plausible(sample) for sample in samples]
 
     def close(self) -> None:
         """Let go of the driver; a later `read` opens it again."""
         if self._is_open:
             self._is_open = False
+            self._reads_until_retry = 0
+            for watch in self._watches.values():
+                watch.end()
             try:
                 self._nvml.nvmlShutdown()
             except self._errors as error:  # it is gone already
-                self.unavailable_reason = _reason(error)
+                self.unavailable_reason = reason(error)
 
     def _open(self) -> bool:
         if self._is_open:
@@ -90,123 +80,77 @@ class NVMLReader:
         except self._errors as error:
             self._unavailable(error)
             return False
-        self._is_open = True
+        self._is_open, self._is_complete = True, True
         return True
 
     def _unavailable(self, error: Exception) -> None:
         self._reads_until_retry = READS_PER_RETRY - 1
-        self.unavailable_reason = f"NVML does not answer: {_reason(error)}; is the NVIDIA driver loaded here?"
+        self.unavailable_reason = f"NVML does not answer: {reason(error)}; is the NVIDIA driver loaded here?"
 
-    def _sample(self, index: int, now_ms: int) -> GPUMetrics:
-        card = _Card(self._nvml, self._errors)
+    def _judge(self, samples: list[GPUMetrics]) -> None:
+        self.unavailable_reason = None if samples else "the NVIDIA driver is loaded and sees no GPU."
+        is_complete = bool(samples) and not any(sample.lost for sample in samples)
+        if self._is_complete and not is_complete:
+            self._reads_until_retry = READS_PER_RETRY - 1
+        self._is_complete = is_complete
+
+    def _missing(self, samples: list[GPUMetrics]) -> list[GpuId]:
+        there = {sample.gpu.uuid for sample in samples}
+        return [gpu for uuid, gpu in self._seen.items() if uuid not in there]
+
+    def _samples(self, index: int, now_ms: int) -> Iterator[GPUMetrics]:
+        asking = Asking(self._nvml)
         try:
-            handle = card.get("gpu", lambda: self._nvml.nvmlDeviceGetHandleByIndex(index))
+            handle = asking.get("gpu", lambda: self._nvml.nvmlDeviceGetHandleByIndex(index))
             if handle is None:
-                return GPUMetrics(self._known(index), GpuSource.NVML, now_ms, errors=card.errors)
-            self._ids[index] = self._identify(card, handle, index)
-            return _readings(self._nvml, card, handle, self._ids[index], now_ms)
-        except _CardLost as lost:
-            errors = [ReadingError("gpu", str(lost))]
-            return GPUMetrics(self._known(index), GpuSource.NVML, now_ms, lost=True, errors=errors)
+                faults = ["reset_required"] if asking.needs_reset else []
+                yield GPUMetrics(self._known(index), GpuSource.NVML, now_ms, errors=asking.errors, faults=faults)
+                return
+            gpu = self._ids[index] = self._identify(asking, handle, self._known(index))
+            card = readings(self._nvml, handle, gpu, self._watch(gpu.uuid, handle), asking, now_ms)
+            yield card
+            yield from self._instances(handle, card)
+        except CardLost as lost:
+            yield _lost(self._known(index), now_ms, str(lost))
 
-    def _identify(self, card: _Card, handle: Any, index: int) -> GpuId:
-        known = self._known(index)
-        uuid = card.get("gpu.uuid", lambda: self._nvml.nvmlDeviceGetUUID(handle))
-        name = card.get("gpu.name", lambda: self._nvml.nvmlDeviceGetName(handle))
-        return GpuId(uuid or known.uuid, index, name or known.name, self._host)
+    def _instances(self, card_handle: Any, card: GPUMetrics) -> Iterator[GPUMetrics]:
+        for handle in _instance_handles(self._nvml, card_handle):
+            asking = Asking(self._nvml)
+            unnamed = GpuId("", card.gpu.index, card.gpu.name, self._host)
+            gpu = self._identify(asking, handle, unnamed)
+            if gpu.uuid:  # without one it has no key
+                yield instance_readings(self._nvml, handle, gpu, card, asking)
+
+    def _identify(self, asking: Asking, handle: Any, known: GpuId) -> GpuId:
+        uuid = asking.get("gpu.uuid", lambda: self._nvml.nvmlDeviceGetUUID(handle))
+        name = asking.get("gpu.name", lambda: self._nvml.nvmlDeviceGetName(handle))
+        gpu = GpuId(uuid or known.uuid, known.index, name or known.name, self._host)
+        if uuid:
+            self._seen[uuid] = gpu
+        return gpu
 
     def _known(self, index: int) -> GpuId:
         # The uuid is a record's key, so a card that never told its own gets one that no other card has.
         return self._ids.get(index) or GpuId(f"GPU-unknown-{self._host}-{index}", index, "unknown", self._host)
 
+    def _watch(self, uuid: str, handle: Any) -> Watch:
+        watch = self._watches.setdefault(uuid, Watch(self._nvml))
+        watch.begin(handle)
+        return watch
 
-@dataclass
-class _Card:
-    """Takes readings one by one, and notes which are not there."""
 
-    nvml: Any
-    failures: tuple[type[Exception], ...]
-    errors: list[ReadingError] = field(default_factory=list)
-
-    def get(self, name: str, *calls: Callable[[], _T]) -> _T | None:
-        """Return what the first call gives that this driver has. Raises: _CardLost."""
-        failure: Exception | None = None
-        for call in calls:
+def _instance_handles(nvml: Any, card_handle: Any) -> Iterator[Any]:
+    """Yield the handles of a card's instances; nothing where it is not split, or cannot be."""
+    with suppress(*failures(nvml)):
+        if nvml.nvmlDeviceGetMigMode(card_handle)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
+            return
+        for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(card_handle)):
             try:
-                return call()
-            except self.nvml.NVMLError_GpuIsLost as error:
-                raise _CardLost(_reason(error)) from error
-            except (self.nvml.NVMLError_FunctionNotFound, self.nvml.NVMLLibraryMismatchError) as error:
-                failure = error  # an older driver: the next call is the older name
-            except self.failures as error:
-                failure = error
-                break
-        self.note(name, _reason(failure))
-        return None
-
-    def note(self, name: str, reason: str) -> None:
-        """Note that a reading is not there; of many processes the first says it for all."""
-        if all(error.field != name for error in self.errors):
-            self.errors.append(ReadingError(name, reason))
+                handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(card_handle, number)
+            except nvml.NVMLError_NotFound:  # a place that is not in use
+                continue
+            yield handle
 
 
-def _readings(nvml: Any, card: _Card, handle: Any, gpu: GpuId, now_ms: int) -> GPUMetrics:
-    sensor = nvml.NVML_TEMPERATURE_GPU
-    # The first form of the memory call, whose `used` includes what the driver reserves: used + free is the total.
-    memory = card.get("memory", lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
-    rates = card.get("utilization_ratio", lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
-    power_mw = card.get("power_w", lambda: nvml.nvmlDeviceGetPowerUsage(handle))
-    energy_mj = card.get("energy_joules_total", lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
-    temperature_c = card.get(
-        "temperature_c",
-        lambda: nvml.nvmlDeviceGetTemperatureV(handle, sensor),
-        lambda: nvml.nvmlDeviceGetTemperature(handle, sensor),
-    )
-    reasons = card.get(
-        "clock_event_reasons",
-        lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
-        lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
-    )
-    return GPUMetrics(
-        gpu,
-        GpuSource.NVML,
-        now_ms,
-        memory_total_bytes=None if memory is None else memory.total,
-        memory_used_bytes=None if memory is None else memory.used,
-        memory_free_bytes=None if memory is None else memory.free,
-        utilization_ratio=None if rates is None else rates.gpu / 100,
-        temperature_c=None if temperature_c is None else float(temperature_c),
-        power_w=None if power_mw is None else power_mw / 1000,
-        energy_joules_total=None if energy_mj is None else energy_mj / 1000,
-        sm_clock_mhz=card.get("sm_clock_mhz", lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
-        clock_event_reasons=clock_event_reasons(reasons or 0),
-        processes=_processes(nvml, card, handle),
-        errors=card.errors,
-    )
-
-
-def _processes(nvml: Any, card: _Card, handle: Any) -> list[GpuProcess]:
-    running = card.get(
-        "processes",
-        lambda: nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle),
-        lambda: nvml.nvmlDeviceGetComputeRunningProcesses_v2(handle),
-    )
-    return [_process(nvml, card, each.pid, each.usedGpuMemory) for each in running or []]
-
-
-def _process(nvml: Any, card: _Card, pid: int, used_bytes: int | None) -> GpuProcess:
-    if used_bytes is None:
-        card.note("processes.used_bytes", "the driver does not say here (container, MIG or vGPU)")
-    name = card.get("processes.name", lambda: nvml.nvmlSystemGetProcessName(pid))
-    # Only the program: its folder and its arguments are nobody's business on a topic.
-    return GpuProcess(pid, name and name.partition(" ")[0].rpartition("/")[2], used_bytes)
-
-
-def clock_event_reasons(bits: int) -> list[str]:
-    """Return the names of the bits that are set, `bit_<n>` for one without a name. 0x48 -> hw_slowdown, hw_thermal_slowdown."""
-    names = dict(enumerate(CLOCK_EVENT_REASONS))
-    return [names.get(n, f"bit_{n}") for n in range(bits.bit_length()) if bits >> n & 1]
-
-
-def _reason(error: Exception | None) -> str:
-    return str(error) or type(error).__name__
+def _lost(gpu: GpuId, now_ms: int, why: str) -> GPUMetrics:
+    return GPUMetrics(gpu, GpuSource.NVML, now_ms, lost=True, errors=[ReadingError("gpu", why)])

@@ -119,8 +119,9 @@ def _named(samples: list[GPUMetrics]) -> list[str]:
 
 def _read(source: str) -> tuple[list[GPUMetrics], str | None]:
     from agents.gpu_sources import reader
+    from agents.gpu_sources.bounded import Bounded
 
-    gpus = reader(source)
+    gpus = Bounded(reader(source))
     try:
         samples = gpus.read(now_ms=wall_ms())
         return samples, gpus.unavailable_reason

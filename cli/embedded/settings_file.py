@@ -124,9 +124,10 @@ def _values(model: Any) -> dict[str, Any]:
 def _checked_source(source: str | None) -> str:
     """Return where GPU readings come from; by default the cards where a driver shows some, else two simulated ones."""
     from agents.gpu_sources import UnknownSource, reader
+    from agents.gpu_sources.bounded import Bounded
 
     try:
-        gpus = reader(source or "nvml")
+        gpus = Bounded(reader(source or "nvml"))
     except UnknownSource as error:
         raise SettingsError(str(error)) from error
     try:

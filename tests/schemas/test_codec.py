@@ -404,6 +404,7 @@ def test_gpu_readings_that_are_not_there_are_null() -> None:
         "processes",
         "lost",
         "errors",
+        "faults",
     }
     sample = {"gpu": {"uuid": "u", "index": 0, "name": "n", "host": "h"}, "source": "nvml", "sampled_at_ms": 1}
     written = json.loads(encode(decode(GPUMetrics, orjson.dumps(sample))))

@@ -127,6 +127,8 @@ WRITTEN: dict[str, Any] = {
         clock_event_reasons=["sw_power_cap"],
         processes=[GpuProcess(77, "python", 524_288_000), GpuProcess(78, None, None)],
         errors=[ReadingError("power_w", "Not Supported"), ReadingError("energy_joules_total", "Not Supported")],
+        temperature_limit_c=90.0,
+        faults=["xid_94"],
     ),
     "worker-snapshot": WorkerSnapshot(
         worker="host-1-77",

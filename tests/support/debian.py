@@ -19,7 +19,7 @@ _APT = ["apt-get", "-qq", "-o", f"DPkg::Lock::Timeout={_LIMIT_S}"]
 def program(name: str, package: str) -> str:
     """Return the path of a program, after installing Debian's `package` where it is missing and we may (root on Debian).
 
-    Where it cannot be had the test is skipped, with `CI=true` failed, and the package named.
+    `package` may name several, by spaces. Where it cannot be had the test is skipped, with `CI=true` failed, and the package named.
     """
     found = shutil.which(name)
     detail = ""
@@ -39,7 +39,7 @@ def lacks(what: str) -> str:
 
 def _install(package: str) -> str:
     """Install a package and return what apt said if it could not."""
-    install = [*_APT, "install", "--yes", "--no-install-recommends", package]
+    install = [*_APT, "install", "--yes", "--no-install-recommends", *package.split()]
     said = _run(install)
     if said and not _run([*_APT, "update"]):  # a new machine has no package lists, an older one may have stale ones
         said = _run(install)
