@@ -9,18 +9,19 @@ from agents.gpu_sources.bounded import Bounded
 from cli.errors import OK, SettingsError
 from schemas.codec import encode
 from schemas.gpu import GPUMetrics
+from streams.settings import GpuSettings
 from wire.clock import wall_ms
 
 GIB = 1 << 30
 
 
-def once(source: str, as_json: bool) -> int:
+def once(settings: GpuSettings, as_json: bool) -> int:
     """Print a line per card and return the exit code; without a card, one sentence on stderr and exit code 0.
 
     Raises: SettingsError for a source that is not there.
     """
     try:
-        gpus = Bounded(reader(source))
+        gpus = Bounded(reader(settings.source, settings))
     except UnknownSource as error:
         raise SettingsError(str(error)) from error
     try:

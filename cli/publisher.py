@@ -30,7 +30,7 @@ def gpu_publisher(
     from wire import logs
 
     if once:
-        raise typer.Exit(print_once(load(config, refuse_unsafe=False).settings.gpus.source, as_json))
+        raise typer.Exit(print_once(load(config, refuse_unsafe=False).settings.gpus, as_json))
     settings = load(config).settings
     logs.configure(settings.logging.format, settings.logging.level)
     _serve(settings, as_json=as_json)
@@ -53,7 +53,7 @@ def _serve(settings: Settings, *, as_json: bool) -> None:
     registry = CollectorRegistry()
     series = GpuSeries(registry)
     try:
-        source = reader(settings.gpus.source)
+        source = reader(settings.gpus.source, settings.gpus)
     except UnknownSource as error:
         raise SettingsError(str(error)) from error
     try:

@@ -25,11 +25,11 @@ class FaultLog:
     _until_ms: dict[str, int] = field(default_factory=dict)
     _uncorrected_count: int | None = None
 
-    def xid(self, code: int, *, now_ms: int) -> None:
-        """Take an error report of the driver."""
+    def xid(self, code: int, *, now_ms: int, is_old: bool = False) -> None:
+        """Take an error report of the driver; `is_old`: from before the reader began to look."""
         if code in NEEDS_RESET:
             self._lasting[f"xid_{code}"] = None
-        elif code in CONTAINED:
+        elif code in CONTAINED and not is_old:
             self._hold(f"xid_{code}", now_ms)
 
     def uncorrected(self, count: int, *, now_ms: int) -> None:

@@ -96,7 +96,9 @@ class GpuSettings(_Section):
     )
     period_s: float = Field(1.0, gt=0, le=60, description="Seconds between readings.")
     stale_after_s: float = Field(5.0, gt=0, description="An older reading means unknown: not idle and not full.")
-    dcgm_url: str | None = None
+    dcgm_url: str | None = Field(
+        None, description="With dcgm: http://HOST:9400/metrics of a dcgm-exporter that collects every second (-c 1000)."
+    )
 
 
 class PressureSettings(_Section):

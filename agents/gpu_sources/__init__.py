@@ -1,17 +1,14 @@
-"""Where GPU samples come from."""
+"""Where GPU samples come from. Each source is imported when it is asked for: none needs the others' libraries."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from agents.gpu_sources.nvml import NVMLReader
-from agents.gpu_sources.simulated import SimulatedReader
 from schemas.gpu import GPUMetrics
 from streams.ports import GpuReader
+from streams.settings import GpuSettings
 
 
 class UnknownSource(ValueError):
-    """The setting gpus.source names no source that is there; the message says what to set."""
+    """The settings [gpus] name no source that is there; the message says what to set."""
 
 
 class NoReader:
@@ -27,18 +24,28 @@ class NoReader:
         """Do nothing."""
 
 
-def reader(source: str, *, overrides: Path | None = None) -> GpuReader:
-    """Return the reader that the setting `gpus.source` names. `overrides` is for simulated cards only.
+def reader(source: str, settings: GpuSettings | None = None) -> GpuReader:
+    """Return the reader that `source` names as the setting `gpus.source` does; `settings` has what some need besides.
 
     Raises: UnknownSource.
     """
+    more = settings or GpuSettings()
     kind, _, count = source.partition(":")
     if kind == "simulated" and count.isdecimal():
-        return SimulatedReader(int(count), overrides=overrides)
+        from agents.gpu_sources.simulated import SimulatedReader
+
+        return SimulatedReader(int(count))
     if source == "nvml":
+        from agents.gpu_sources.nvml import NVMLReader
+
         return NVMLReader()
+    if source == "dcgm":
+        from agents.gpu_sources.dcgm import DCGMReader
+
+        if more.dcgm_url is None:
+            told = 'set gpus.dcgm_url = "http://HOST:9400/metrics"'
+            raise UnknownSource(f'gpus.source = "dcgm" needs the exporter\'s address: {told}.')
+        return DCGMReader(more.dcgm_url)
     if source == "none":
         return NoReader()
-    if source == "dcgm":
-        raise UnknownSource('gpus.source = "dcgm" is not there yet; set "nvml", "simulated:K" or "none".')
-    raise UnknownSource(f'gpus.source = "{source}" is none of "nvml", "simulated:K" and "none".')
+    raise UnknownSource(f'gpus.source = "{source}" is none of "nvml", "dcgm", "simulated:K" and "none".')

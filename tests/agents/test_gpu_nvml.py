@@ -23,6 +23,7 @@ from agents.gpu_sources.nvml_card import clock_event_reasons
 from cli.gpu_publisher import once
 from schemas.codec import decode
 from schemas.gpu import GpuId, GPUMetrics, GpuProcess, GpuSource, ReadingError
+from streams.settings import GpuSettings
 from tests.support.nvml import GIB, NAME, Machine, build, cards_or_skip, loaded
 
 NOW_MS = 1_795_420_000_000
@@ -380,7 +381,7 @@ async def test_should_publish_each_card_under_its_uuid(some_cards: int) -> None:
 
 
 def test_should_print_a_line_for_each_card(some_cards: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert 0 == once("nvml", as_json=True)
+    assert 0 == once(GpuSettings(source="nvml"), as_json=True)
     samples = [decode(GPUMetrics, line.encode()) for line in capsys.readouterr().out.splitlines()]
     assert {GpuSource.NVML} == {sample.source for sample in samples}
     assert some_cards <= len(samples)
@@ -388,7 +389,7 @@ def test_should_print_a_line_for_each_card(some_cards: int, capsys: pytest.Captu
 
 def test_should_print_the_cards_of_a_machine_for_people_and_machines(machine: Machine, capsys: Any) -> None:
     machine.card(xid=0)
-    assert 0 == once("nvml", as_json=False)
+    assert 0 == once(GpuSettings(source="nvml"), as_json=False)
     assert "0  NVIDIA L4  6.0/24.0 GiB  37 %  61 °C  72 W  sw_power_cap  hw_thermal_slowdown  GPU-0\n" == (
         capsys.readouterr().out
     )

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from agents.gpu_sources import NoReader, UnknownSource, reader
+from agents.gpu_sources.dcgm import DCGMReader
 from agents.gpu_sources.nvml import NVMLReader
 from agents.gpu_sources.simulated import TOTAL_BYTES, SimulatedReader
 from schemas.codec import decode, encode
 from schemas.gpu import GPUMetrics, GpuSource, ReadingError
+from streams.settings import GpuSettings
 
 NOW_MS = 1_795_420_000_000
 
@@ -95,12 +97,13 @@ def test_a_sample_survives_the_wire() -> None:
 def test_the_source_setting_names_the_reader() -> None:
     assert isinstance(reader("nvml"), NVMLReader)
     assert isinstance(reader("none"), NoReader)
+    assert isinstance(reader("dcgm", GpuSettings(dcgm_url="http://h:9400/metrics")), DCGMReader)
     assert len(reader("simulated:3").read(now_ms=NOW_MS)) == 3
     assert reader("none").read(now_ms=NOW_MS) == []
 
 
 @pytest.mark.parametrize(
-    ("source", "told"), [("dcgm", "is not there yet"), ("simulated:", "none of"), ("rocm", "none of")]
+    ("source", "told"), [("dcgm", "needs the exporter's address"), ("simulated:", "none of"), ("rocm", "none of")]
 )
 def test_a_source_that_is_not_there_is_refused_with_a_sentence(source: str, told: str) -> None:
     with pytest.raises(UnknownSource, match=told):
