@@ -1,4 +1,4 @@
-"""`triage bench`: load against a running system, and what came of every task."""
+"""`triage bench`: load against a running system, and what came of every task; or a scenario in virtual time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.errors import FAILED, INTERRUPTED, OK, SettingsError
 from schemas.topics import Lane
 from streams.quantiles import quantile
 
@@ -24,12 +25,48 @@ _MIX = {Lane.CRITICAL: 1, Lane.HIGH: 2, Lane.NORMAL: 4, Lane.LOW: 3}
 _WAIT_S, _PATIENCE_S = 30, 600.0
 _TELL_EVERY = 20
 
-app = typer.Typer(no_args_is_help=True, help="Load against a running system.")
+app = typer.Typer(no_args_is_help=True, help="Load against a running system, or in virtual time.")
 
 
-@app.callback()
-def _bench() -> None:
-    """Load against a running system."""
+@app.callback(invoke_without_command=True)
+def _bench(
+    context: typer.Context,
+    simulate: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A scenario's TOML file, or the name of one that comes with Triage."),
+    ] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="Of --simulate, in place of the scenario's; repeat it to compare.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Of --simulate, in place of the scenario's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of --simulate, in place of the scenario's.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="SVG", help="Of --simulate: draw the runs side by side.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Of --simulate: one JSON object.")] = False,
+) -> None:
+    """Load against a running system; with --simulate a scenario in virtual time, on the worker's own Dispatcher.
+
+    \b
+    Example:
+      triage bench --simulate overload --policy fifo --policy weights
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if simulate is None:
+        raise SettingsError("Say what to do: `triage bench load`, or `triage bench --simulate FILE`.")
+    _simulate(simulate, {"policies": policy, "seconds": seconds, "seed": seed}, picture, as_json)
+
+
+def _simulate(given: str, changed: Mapping[str, object], picture: Path | None, as_json: bool) -> None:
+    from cli.simulation import drawing, report, running, scenario
+    from wire.clock import monotonic_s
+
+    found, interrupted = running.run(given, scenario.load(given, changed), monotonic_s)
+    if picture is not None:
+        picture.write_text(drawing.drawn(found))
+    typer.echo(json.dumps(found) if as_json else report.as_text(found))
+    raise typer.Exit(INTERRUPTED if interrupted else FAILED if any(run["lost"] for run in found["runs"]) else OK)
 
 
 @dataclass

@@ -93,7 +93,9 @@ def load(
     try:
         settings = Settings.model_validate(layers.values)
     except ValidationError as error:
-        faults += [_fault(each["type"], each["loc"], each["msg"], layers) for each in error.errors(include_input=False)]
+        for each in error.errors(include_input=False):
+            path = tuple(str(part) for part in each["loc"])
+            faults.append(fault(each["type"], path, each["msg"], _where(each["type"], path, layers), Settings))
     if faults:
         raise SettingsError("\n".join(faults))
     if refuse_unsafe and not settings.allow_insecure_dev and (risks := unsafe(settings)):
@@ -231,20 +233,26 @@ def _variables(model: type[BaseModel] = Settings, prefix: str = PREFIX) -> list[
 _SUBJECT = re.compile(r"^(Input|String|List|Tuple|Value error,|Value) ")
 
 
-def _fault(kind: str, loc: tuple[int | str, ...], told: str, layers: _Layers) -> str:
-    """Return one line: where, which key, what is expected. The value is not repeated: it may be a secret."""
-    path = tuple(str(part) for part in loc)
-    where, name = layers.origin_of(path), ".".join(path)
+def fault(kind: str, path: KeyPath, told: str, where: str, model: type[BaseModel], above: KeyPath = ()) -> str:
+    """Return one line for a fault that validating `model` found: where, which key, what is expected.
+
+    `above` leads to the model within its file. The value is not repeated: it may be a secret.
+    """
+    name = ".".join((*above, *path))
     if kind == "extra_forbidden":
-        where = layers.headers.get(path, where)
-        return f"{where}: {name} is not a setting{_nearest(path[-1], _names_beside(path))}"
+        return f"{where}: {name} is not a setting{_nearest(path[-1], _names_beside(path, model))}"
     told = "is missing" if kind == "missing" else _SUBJECT.sub("", told)
-    return f"{where}: {name} {told}." if path else f"settings: {told}."
+    return f"{where}: {name} {told}." if name else f"settings: {told}."
 
 
-def _names_beside(path: KeyPath) -> list[str]:
+def _where(kind: str, path: KeyPath, layers: _Layers) -> str:
+    where = layers.origin_of(path)
+    return layers.headers.get(path, where) if kind == "extra_forbidden" else where
+
+
+def _names_beside(path: KeyPath, root: type[BaseModel]) -> list[str]:
     """Return the names allowed where `path` ends."""
-    model: object = Settings
+    model: object = root
     for key in path[:-1]:
         if isinstance(model, type) and issubclass(model, BaseModel) and key in model.model_fields:
             model = _inner(model.model_fields[key].annotation)

@@ -49,7 +49,9 @@ VERBS: dict[str, Verb] = {
     "health": Verb("cli.health:health", "Say how each part is.", "triage health --json"),
     "doctor": Verb("cli.doctor:doctor", "Check all of it, and say how to mend what is wrong.", "triage doctor --json"),
     "top": Verb("cli.top:top", "Watch a cluster live.", "triage top --once"),
-    "bench": Verb("cli.bench:app", "Load against a running system.", "triage bench load --concurrency 100"),
+    "bench": Verb(
+        "cli.bench:app", "Load against a running system, or in virtual time.", "triage bench --simulate overload"
+    ),
     "config": Verb("cli.config:app", "Show the settings and where each comes from.", "triage config show"),
     "version": Verb("cli.version:version", "Print versions.", "triage version --json"),
 }
