@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.errors import FAILED, INTERRUPTED, OK, SettingsError
+from cli.simulation.policy import Policy
 from schemas.topics import Lane
 from streams.quantiles import quantile
 
@@ -36,7 +37,7 @@ def _bench(
         typer.Option(metavar="FILE", help="A scenario's TOML file, or the name of one that comes with Triage."),
     ] = None,
     policy: Annotated[
-        list[str] | None, typer.Option(help="Of --simulate, in place of the scenario's; repeat it to compare.")
+        list[Policy] | None, typer.Option(help="Of --simulate, in place of the scenario's; repeat it to compare.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(min=1, help="Of --simulate, in place of the scenario's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of --simulate, in place of the scenario's.")] = None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cli.configuration import fault
 from cli.errors import SettingsError
+from cli.simulation.policy import Policy
 from cli.toml_lines import KeyPath, key_lines
 from schemas.request import DEFAULT_TENANT
 from schemas.topics import Lane
@@ -20,16 +20,6 @@ from streams.settings import Settings
 
 DEFAULT_MODEL = "model"
 _SHIPPED = files("cli.simulation") / "scenarios"
-
-
-class Policy(StrEnum):
-    """What decides in a run. `FIFO` is no policy of the worker: one queue for all lanes, as a yardstick."""
-
-    AS_SET = "as set"
-    FIFO = "fifo"
-    STRICT = "strict"
-    WEIGHTS = "weights"
-    SIZE_AWARE = "size-aware"
 
 
 # What a policy changes of `[settings.scheduling]`.

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 from cli.simulation.account import Account
 from cli.simulation.arrivals import Arrival, arrivals
 from cli.simulation.fifo import Fifo
-from cli.simulation.scenario import BackendModel, Change, Policy, Scenario
+from cli.simulation.policy import Policy
+from cli.simulation.scenario import BackendModel, Change, Scenario
 from cli.simulation.server import Call, Server
 from schemas.request import CachePolicy
 from schemas.result import Output, Source, Usage
@@ -145,18 +146,20 @@ class Simulation:
 
     def _arrived(self, arrival: Arrival, coming: Any, now_s: float) -> None:
         self.account.offered(arrival)
-        self._topics[arrival.kind.lane].append(arrival)
+        self._topics[Lane.NORMAL if self._is_one_queue else arrival.kind.lane].append(arrival)
         self._expect(coming)
 
     def _fetch(self) -> bool:
         """Take in what there is room for; return whether something came."""
         came = False
         for lane, topic in self._topics.items():
+            if not topic:
+                continue
             room = len(topic) if self._is_one_queue else self.most_waiting[lane] - self.decides.waiting(lane)
-            while topic and room > 0:
+            for _ in range(min(room, len(topic))):
                 task = self._task(topic.popleft())
                 self._perform(self.decides.accept(task, now_s=self.now_s))
-                came, room = True, room - 1
+                came = True
         return came
 
     def _task(self, arrival: Arrival) -> Task:
