@@ -30,7 +30,7 @@ check: install ## Format, lint, types, layers
 	$(BIN)/lint-imports
 
 test-fast: install ## Tests without a broker (under a minute)
-	$(PYTEST) -q -m "not kafka and not llama and not faults"
+	$(PYTEST) -q -m "not kafka and not llama and not simulated and not faults"
 
 test: install ## All tests, on a real Apache Kafka and a real llama.cpp server
 	$(PYTEST) -q --durations=10
