@@ -96,6 +96,10 @@ class GpuSettings(_Section):
     )
     period_s: float = Field(1.0, gt=0, le=60, description="Seconds between readings.")
     stale_after_s: float = Field(5.0, gt=0, description="An older reading means unknown: not idle and not full.")
+    scenario: Path | None = Field(None, description="With simulated:K: a TOML file of what the cards do.")
+    overrides: Path | None = Field(
+        None, description="With simulated:K: a JSON file that may change while it runs, of readings to show instead."
+    )
     dcgm_url: str | None = Field(
         None, description="With dcgm: http://HOST:9400/metrics of a dcgm-exporter that collects every second (-c 1000)."
     )

@@ -32,9 +32,7 @@ def reader(source: str, settings: GpuSettings | None = None) -> GpuReader:
     more = settings or GpuSettings()
     kind, _, count = source.partition(":")
     if kind == "simulated" and count.isdecimal():
-        from agents.gpu_sources.simulated import SimulatedReader
-
-        return SimulatedReader(int(count))
+        return _simulated(int(count), more)
     if source == "nvml":
         from agents.gpu_sources.nvml import NVMLReader
 
@@ -49,3 +47,14 @@ def reader(source: str, settings: GpuSettings | None = None) -> GpuReader:
     if source == "none":
         return NoReader()
     raise UnknownSource(f'gpus.source = "{source}" is none of "nvml", "dcgm", "simulated:K" and "none".')
+
+
+def _simulated(count: int, settings: GpuSettings) -> GpuReader:
+    from agents.gpu_sources.scenario import BadScenario, load_scenario
+    from agents.gpu_sources.simulated import SimulatedReader
+
+    try:
+        scenario = None if settings.scenario is None else load_scenario(settings.scenario)
+    except BadScenario as error:
+        raise UnknownSource(f"gpus.scenario cannot be used: {error}") from error
+    return SimulatedReader(count, scenario=scenario, overrides=settings.overrides)

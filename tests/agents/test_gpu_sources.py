@@ -16,6 +16,7 @@ from agents.gpu_sources.nvml import NVMLReader
 from agents.gpu_sources.simulated import TOTAL_BYTES, SimulatedReader
 from schemas.codec import decode, encode
 from schemas.gpu import GPUMetrics, GpuSource, ReadingError
+from streams.ports import GpuReader
 from streams.settings import GpuSettings
 
 NOW_MS = 1_795_420_000_000
@@ -108,3 +109,96 @@ def test_the_source_setting_names_the_reader() -> None:
 def test_a_source_that_is_not_there_is_refused_with_a_sentence(source: str, told: str) -> None:
     with pytest.raises(UnknownSource, match=told):
         reader(source)
+
+
+def scenario(tmp_path: Path, text: str) -> GpuReader:
+    """Return a reader of two cards that do what the text says."""
+    path = tmp_path / "scenario.toml"
+    path.write_text(text)
+    return reader("simulated:2", GpuSettings(scenario=path))
+
+
+def after(gpus: GpuReader, *seconds: int) -> list[GPUMetrics]:
+    """Return what card 0 shows at those seconds of the scenario."""
+    gpus.read(now_ms=NOW_MS)
+    return [gpus.read(now_ms=NOW_MS + second * 1000)[0] for second in seconds]
+
+
+def test_should_do_what_the_scenario_says(tmp_path: Path) -> None:
+    gpus = scenario(
+        tmp_path,
+        """
+        [[cards]]
+        profile = "h100"
+        load = [[0, 0.2], [60, 0.8]]
+        memory_ratio = [[10, 0.25], [20, 0.75]]
+        lost = [[40, 50]]
+        faults = [["xid_94", 20, 30]]
+        absent = [["power_w", 20, 30]]
+        """,
+    )
+    first, rising, faulty, lost, back = after(gpus, 0, 15, 25, 40, 60)
+    assert ("simulated H100 80 GB", 80 << 30, 0.2) == (
+        first.gpu.name,
+        first.memory_total_bytes,
+        first.utilization_ratio,
+    )
+    assert (40 << 30, 40 << 30) == (rising.memory_used_bytes, rising.memory_free_bytes)
+    assert (["xid_94"], None) == (faulty.faults, faulty.power_w)
+    assert [ReadingError("power_w", "absent by the scenario")] == faulty.errors
+    assert (True, None) == (lost.lost, lost.memory_used_bytes)
+    assert (0.8, 60 << 30, [], []) == (back.utilization_ratio, back.memory_used_bytes, back.faults, back.errors)
+
+
+def test_should_begin_a_scenario_anew_where_it_repeats(tmp_path: Path) -> None:
+    gpus = scenario(tmp_path, "[[cards]]\nrepeat_s = 10\nload = [[0, 0.0], [10, 1.0]]\n")
+    assert [0.5, 0.0, 0.5] == [sample.utilization_ratio for sample in after(gpus, 5, 10, 15)]
+
+
+def test_should_let_a_second_reader_of_a_seed_see_the_same_noise(tmp_path: Path) -> None:
+    text = "seed = 3\n[[cards]]\nnoise_ratio = 0.02\nmemory_ratio = [[0, 0.5]]\n"
+    used = [[s.memory_used_bytes for s in after(scenario(tmp_path, text), *range(30))] for _ in range(2)]
+    assert used[0] == used[1]
+    assert len(set(used[0])) == 30
+
+
+def test_should_slow_down_a_card_whose_fan_fails_and_let_it_recover(tmp_path: Path) -> None:
+    gpus = scenario(
+        tmp_path, "[[cards]]\nload = [[0, 0.9]]\ncooling = [[60, 1.0], [61, 0.4], [300, 0.4], [301, 1.0]]\n"
+    )
+    cool, hot, recovered = after(gpus, 59, 290, 500)
+    assert ([], []) == (cool.clock_event_reasons, recovered.clock_event_reasons)
+    assert ["sw_thermal_slowdown"] == hot.clock_event_reasons
+    assert (hot.sm_clock_mhz or 0) < (cool.sm_clock_mhz or 0) == recovered.sm_clock_mhz
+    assert (hot.power_w or 0) < (cool.power_w or 0)
+    assert 85 < (hot.temperature_c or 0) < (hot.temperature_limit_c or 0)
+
+
+def test_should_heat_a_card_by_an_override_of_its_cooling(tmp_path: Path) -> None:
+    path = tmp_path / "gpus.json"
+    gpus = reader("simulated:1", GpuSettings(overrides=path))
+    cool, *_ = after(gpus, 0)
+    write(path, {"0": {"load": 1.0, "cooling": 0.2, "faults": ["xid_48"]}}, 1)
+    hot = [gpus.read(now_ms=NOW_MS + second * 1000)[0] for second in range(1, 200)][-1]
+    assert (["hw_slowdown", "hw_thermal_slowdown"], ["xid_48"], 1.0) == (
+        hot.clock_event_reasons,
+        hot.faults,
+        hot.utilization_ratio,
+    )
+    assert (cool.temperature_c or 0) < (hot.temperature_limit_c or 0) <= (hot.temperature_c or 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[[cards]]\nprofile = 'h999'\n", "cards.0.profile: Value error, none of generic, t4"),
+        ("[[cards]]\nload = [[0, 1.5]]\n", "cards.0.load.0.1: Input should be less than or equal to 1"),
+        ("[[cards]]\nload = [[5, 1], [5, 0]]\n", "seconds must rise"),
+        ("[[cards]]\nlaod = [[5, 1]]\n", "cards.0.laod: Extra inputs are not permitted"),
+        ("[[cards]", "scenario.toml"),
+    ],
+)
+def test_should_refuse_what_is_no_scenario_with_a_sentence(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(UnknownSource, match=r"gpus\.scenario cannot be used: ") as refused:
+        scenario(tmp_path, text)
+    assert told in str(refused.value)
