@@ -189,6 +189,8 @@ class DispatchLoop:
                 self._finishing[effect.task.key] = effect.task
                 self._spawn(self._finish(effect))
             elif isinstance(effect, HandOver):
+                if effect.error is not None:
+                    self._release(effect.task)
                 self._finishing[effect.task.key] = effect.task
                 self._spawn(self._hand_over(effect))
             elif isinstance(effect, Drop):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -103,11 +103,24 @@ SHORT_SPAN = Plan(lanes=(Lane.NORMAL,), span=3, slow_s=2.0)
 NO_RETRIES = Plan(
     tiers=0, pauses=[(4.0, 8.0), (15.0, 3.0)], crashes=[8.0, 17.0], joins=[3.0, 12.0], drains=[6.0, 14.0], cancels=4
 )
+CRASHING = Plan(
+    workers=2,
+    lanes=(Lane.NORMAL,),
+    tasks=20,
+    tiers=1,
+    tries=0,
+    slow_s=0.2,
+    cancels=0,
+    until_s=60.0,
+    traits={STUBBORN: 1.0},
+    chances=Chances(crash=0.05),
+)
 RETRYING = Plan(tries=0, traits={STUBBORN: 0.5}, chances=Chances(produce_failed=0.1, ack_lost=0.05, crash=0.01))
 PLANS = {
     "retrying": RETRYING,
     "full of retries": FULL_OF_RETRIES,
     "between tries": BETWEEN_TRIES,
+    "crashing": CRASHING,
     "one poison": ONE_POISON,
     "slow": SLOW,
     "moving": MOVING,
@@ -141,6 +154,10 @@ def _bug(
 
 def _nothing_recent(_self: RecentEnds, _key: TaskKey) -> bool:
     return False
+
+
+def _nothing(_task: Task) -> None:
+    pass
 
 
 def _ends_a_task(write: Write) -> bool:
@@ -374,6 +391,13 @@ def starts_not_released(self: DispatchLoop, task: Task) -> None:
     pass
 
 
+@_bug("QUARANTINE", DispatchLoop, "_perform", plan=CRASHING)
+def starts_not_released_by_a_hand_over(self: DispatchLoop, effects: Iterable[Effect]) -> None:
+    for effect in effects:
+        with patch.object(self, "_release", _nothing) if isinstance(effect, HandOver) else contextlib.nullcontext():
+            _right_perform(self, [effect])
+
+
 @_bug("INNOCENT", Dispatcher, "_let_one_suspect_through", plan=ONE_POISON)
 def suspects_run_together(self: Dispatcher) -> None:
     for key, task in list(self._suspects.items()):
@@ -419,7 +443,7 @@ _right_acknowledge, _right_finish, _right_hand_over = (
     DispatchLoop._finish,
     DispatchLoop._hand_over,
 )
-_right_complete = LaneIntake.complete
+_right_complete, _right_perform = LaneIntake.complete, DispatchLoop._perform
 _right_stop_apps, _right_accept, _right_expire = Worker._stop_apps, Dispatcher.accept, Gateway._expire
 _right_call_of, _right_dead_letter = DispatchLoop._call_of, DispatchLoop._write_dead_letter
 _right_failed = Producer.failed

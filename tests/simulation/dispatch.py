@@ -197,6 +197,9 @@ class DispatchLoop:
             elif isinstance(effect, HandOver):
                 if effect.error is None:
                     self.checks.parked(self._servers.values(), effect.task)
+                else:
+                    self.checks.came_to_nothing(self.actor, effect.task)
+                    self._release(effect.task)
                 self._finishing[effect.task.key] = effect.task
                 self._spawn(self._hand_over(effect))
             elif isinstance(effect, Drop):
