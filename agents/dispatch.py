@@ -12,6 +12,7 @@ from typing import Any
 from aiokafka.errors import ProducerClosed
 
 from agents import retries
+from agents.calls import Calls
 from agents.deadletters import DeadLetters
 from agents.delivery import Delivery, Owner
 from agents.history import History
@@ -21,28 +22,21 @@ from schemas.cache import CacheEntry
 from schemas.codec import DecodeError, encode
 from schemas.progress import Released, Started
 from schemas.request import DEFAULT_TENANT
-from schemas.result import ErrorType, Outcome, Result, ResultError
+from schemas.result import Outcome, Result, ResultError
 from schemas.topics import Lane, TopicNames
 from streams import outcome
 from streams.deadlines import LONGEST_MS
 from streams.dispatcher import Abort, Batch, Dispatcher, Drop, Effect, Finish, HandOver, Send
-from streams.errors import BackendError, BackendProtocolError, ServingError
-from streams.ports import Backend, Call
+from streams.errors import BackendProtocolError, InternalError, ServingError
+from streams.ports import Answer, Backend
 from streams.task import Task, TaskKey
 from wire.clock import monotonic_s
 from wire.logs import get_logger
 from wire.producing import DurableProducer, RecordTooLarge
 
-_AFTER_DEADLINE_S = 1.0
 _LET_GO_S = 2.0
 
 log = get_logger(__name__)
-
-
-class InternalError(BackendError):
-    """Something went wrong inside the worker."""
-
-    type = ErrorType.INTERNAL
 
 
 class DispatchLoop:
@@ -69,13 +63,13 @@ class DispatchLoop:
         on_fatal: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         self.dispatcher = dispatcher
-        self._backends, self._producer, self._history, self._names = backends, producer, history, names
+        self._producer, self._history, self._names = producer, history, names
         self._worker, self._metrics, self._on_backend_down = worker, metrics, on_backend_down
         self._on_finished, self._on_fatal = on_finished, on_fatal
         self._dead_letters = DeadLetters(producer, names, metrics)
         self._finishing: dict[TaskKey, Task] = {}
         self._after_let_go, self._on_room = after_let_go, on_room
-        self._calls: dict[TaskKey, asyncio.Task[None]] = {}
+        self._calls = Calls(dispatcher, backends, report=self._report, spawn=self._spawn)
         self._background: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._is_scheduled = False
@@ -197,14 +191,9 @@ class DispatchLoop:
                 self._release(effect.task)
                 self._acknowledge(effect.task)
             else:
-                self._abort(effect.task)
+                self._calls.give_up(effect.task)
         if has_room:
             self._on_room()
-
-    def _abort(self, task: Task) -> None:
-        call = self._calls.pop(task.key, None)
-        if call is not None:
-            call.cancel()
 
     # A batch
 
@@ -212,14 +201,13 @@ class DispatchLoop:
         tasks = list(batch.tasks)
         self._metrics.batch_size[tasks[0].lane].observe(len(tasks))
         self._metrics.decisions.labels(batch.reason).inc()
+        for task in tasks:
+            self._metrics.queue_wait_s[task.lane].observe((task.dispatched_s or task.accepted_s) - task.accepted_s)
         try:
             await self._announce(batch)
         except Exception as error:  # noqa: BLE001 - the calls must begin whatever becomes of their announcement
             log.error("batch not announced", batch=batch.id, error=type(error).__name__)
-        for task in tasks:
-            # Each in a task of its own, so that one can be aborted without the others.
-            if self.dispatcher.runs(task):
-                self._calls[task.key] = self._spawn(self._call(batch, task))
+        self._calls.start(batch)
 
     async def _announce(self, batch: Batch) -> None:
         """Send `started`, one record per partition; the calls do not wait for its acknowledgement."""
@@ -232,23 +220,12 @@ class DispatchLoop:
             started = Started(batch.id, self._worker, batch.backend, tasks, at_ms)
             await self._producer.post(self._names.progress, partition, key=batch.id.encode(), value=encode(started))
 
-    async def _call(self, batch: Batch, task: Task) -> None:
-        backend = self._backends[batch.backend]
-        state = self.dispatcher.backends[batch.backend]
-        # The deadline itself ends the call by an Abort; the time-out behind it is for a loop that is late.
-        timeout_s = min(state.settings.timeout_s, max(task.deadline_s - monotonic_s(), 0.0) + _AFTER_DEADLINE_S)
-        self._metrics.queue_wait_s[task.lane].observe((task.dispatched_s or task.accepted_s) - task.accepted_s)
-        call = Call(task.task_id, batch.model, task.request.messages, task.parameters)
-        try:
-            answer = await backend.complete(call, timeout_s=timeout_s)
-            effects = self.dispatcher.answered(task, answer, now_s=monotonic_s())
-        except ServingError as error:
-            effects = self._failed(batch, task, error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the task gets an outcome
-            log.error("backend call failed inside the worker", backend=batch.backend, error=type(error).__name__)
-            effects = self._failed(batch, task, InternalError())
-        if self._calls.get(task.key) is asyncio.current_task():
-            del self._calls[task.key]
+    async def _report(self, batch: Batch, task: Task, reply: Answer | ServingError) -> None:
+        """Carry out what follows from a call that ended."""
+        if isinstance(reply, Answer):
+            effects = self.dispatcher.answered(task, reply, now_s=monotonic_s())
+        else:
+            effects = self._failed(batch, task, reply)
         self.kick()
         for effect in effects:
             if isinstance(effect, Finish):  # most calls end so, and it needs no task of its own

@@ -70,7 +70,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the backend counted them."""
+    """Tokens as the backend counted them; where it counted several tasks together, this one's estimated share."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -83,6 +83,12 @@ class BackendError(ServingError):
         self.retry_after_s = retry_after_s
 
 
+class InternalError(BackendError):
+    """Something went wrong inside the worker."""
+
+    type = ErrorType.INTERNAL
+
+
 class BackendUnavailable(BackendError):
     """The model server cannot be reached, or says that it is too busy."""
 
@@ -91,6 +97,10 @@ class BackendUnavailable(BackendError):
 
 class BackendOverloaded(BackendUnavailable):
     """The model server answered 429 or 503: it lives, and has no room."""
+
+
+class BackendFailed(BackendUnavailable):
+    """The model server answered 500: it broke on this request, or is broken itself."""
 
 
 class BackendTimeout(BackendError):
@@ -104,6 +114,12 @@ class BackendRejected(BackendError):
     """The model server refused the request."""
 
     type = ErrorType.BACKEND_REJECTED
+
+
+class Poisonous(BackendRejected):
+    """The model server fails on this request alone, and answered others of its batch."""
+
+    type = ErrorType.POISON
 
 
 class BackendProtocolError(BackendError):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from schemas.gpu import GPUMetrics
 from schemas.result import Output, Usage
+from streams.errors import BackendError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,10 @@ class Answer:
     output: Output
     usage: Usage | None
     dropped: tuple[str, ...] = ()
+
+
+Reply: TypeAlias = Answer | BackendError
+"""What became of one call of several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,17 @@ class Backend(Protocol):
         """Return the answer. Cancelling the awaiting task closes the connection, which makes the server stop.
 
         Raises: BackendError, of the family that says what to do next.
+        """
+        ...
+
+    def takes_together(self, calls: Sequence[Call]) -> bool:
+        """Whether `complete_batch` sends these as one call; else each is to be sent by `complete`."""
+        ...
+
+    async def complete_batch(self, calls: Sequence[Call], *, timeout_s: float) -> list[Reply]:
+        """Return what became of each call, in their order; cancelling the awaiting task gives all of them up.
+
+        Raises: BackendError when the call failed as a whole, or when its answer cannot be told apart by item.
         """
         ...
 

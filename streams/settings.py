@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from schemas.topics import Lane, TopicNames
 
@@ -237,6 +237,22 @@ class BackendSettings(_Section):
     max_concurrency: int | None = Field(None, ge=1, le=4096, description="Absent: the server's slots, else 8.")
     api_key_file: Path | None = None
     timeout_s: float = Field(120, gt=0, description="For one answer.")
+    batch_call: Literal["none", "chat", "completions"] | None = Field(
+        None,
+        description="How a batch is sent: none = one call per task; chat = one call to vLLM's /v1/chat/completions/batch; "
+        "completions = requests of one user message as one list of raw prompts to /v1/completions. Absent: chat for kind vllm, else none.",
+    )
+    prompt_template: str = Field(
+        "{prompt}",
+        description="With batch_call completions: what is sent for a user message; a template that is not the model's gives poor answers.",
+    )
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _has_a_place(cls, template: str) -> str:
+        if template.count("{prompt}") != 1:
+            raise ValueError("prompt_template must hold {prompt} once, where the user's message goes")
+        return template
 
     @property
     def root(self) -> str:

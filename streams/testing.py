@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from schemas.result import Output, Usage
-from streams.errors import BackendUnavailable
-from streams.ports import Answer, Call, Probe
+from streams.errors import BackendError, BackendUnavailable
+from streams.ports import Answer, Call, Probe, Reply
 
 
 @dataclass
@@ -51,6 +51,8 @@ class FakeBackend:
     most_in_flight: int = 0
     cancelled: int = 0
     is_closed: bool = False
+    batches: bool = False
+    batch_calls: list[list[Call]] = field(default_factory=list)
 
     async def complete(self, call: Call, *, timeout_s: float) -> Answer:
         """Return what `answer` returns. `timeout_s` is not kept: there is no clock here."""
@@ -71,6 +73,20 @@ class FakeBackend:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def takes_together(self, calls: Sequence[Call]) -> bool:
+        return self.batches and len(calls) > 1
+
+    async def complete_batch(self, calls: Sequence[Call], *, timeout_s: float) -> list[Reply]:
+        """Return what `answer` returns for each call; `batch_calls` holds them."""
+        self.batch_calls.append(list(calls))
+        return [await self._reply(call, timeout_s) for call in calls]
+
+    async def _reply(self, call: Call, timeout_s: float) -> Reply:
+        try:
+            return await self.complete(call, timeout_s=timeout_s)
+        except BackendError as error:
+            return error
 
     async def probe(self) -> Probe:
         """Return `view`."""

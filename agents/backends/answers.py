@@ -16,19 +16,55 @@ def decode_answer(body: bytes) -> tuple[Output, Usage | None]:
 
     Raises: BackendProtocolError, whose text holds nothing of the body.
     """
+    document = _document(body)
     try:
-        document = orjson.loads(body)
+        output = _said(document["choices"][0])
+    except (AttributeError, KeyError, IndexError, TypeError):
+        raise _without("choices[0].message with a content", body) from None
+    return output, _usage(document.get("usage"))
+
+
+def decode_answers(body: bytes, count: int) -> tuple[list[Output | BackendProtocolError], Usage | None]:
+    """Return what the model said to each of `count` items, by the index that each choice tells, and the tokens of all together.
+
+    Raises: BackendProtocolError when there is not exactly one choice for each item: then nobody can say whose is whose.
+    """
+    document = _document(body)
+    try:
+        choices = {choice["index"]: choice for choice in document["choices"]}
+        given = len(document["choices"])
+    except (AttributeError, KeyError, TypeError):
+        raise _without("choices with an index each", body) from None
+    if given != count or choices.keys() != set(range(count)):
+        raise BackendProtocolError(f"{given} choices for {count} items, or not one for each")
+    return [_item(choices[place]) for place in range(count)], _usage(document.get("usage"))
+
+
+def _document(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
     except orjson.JSONDecodeError:
         # Not chained: the decoder's error carries the whole body.
         raise BackendProtocolError("the answer is not JSON in UTF-8") from None
+
+
+def _without(what: str, body: bytes) -> BackendProtocolError:
+    code = error_code(body)  # some proxies answer 200 and put an error into the body
+    detail = f"the answer has no {what}"
+    return BackendProtocolError(f"{detail} ({code})" if code else detail)
+
+
+def _item(choice: dict[str, Any]) -> Output | BackendProtocolError:
     try:
-        choice = document["choices"][0]
-        output = _output(choice["message"], choice.get("finish_reason"), choice.get("logprobs"))
-    except (AttributeError, KeyError, IndexError, TypeError):
-        code = error_code(body)  # some proxies answer 200 and put an error into the body
-        detail = "the answer has no choices[0].message with a content"
-        raise BackendProtocolError(f"{detail} ({code})" if code else detail) from None
-    return output, _usage(document.get("usage"))
+        return _said(choice)
+    except (AttributeError, KeyError, TypeError):
+        return BackendProtocolError("the item's choice has no message with a content")
+
+
+def _said(choice: dict[str, Any]) -> Output:
+    """Return what a choice says: a chat's has a message, a raw prompt's a text."""
+    message = {"content": choice["text"]} if "text" in choice else choice["message"]
+    return _output(message, choice.get("finish_reason"), choice.get("logprobs"))
 
 
 def _output(message: dict[str, Any], finish_reason: object, logprobs: object) -> Output:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Literal
 
 KindName = Literal["openai", "llamacpp", "vllm"]
+BatchCall = Literal["none", "chat", "completions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Kind:
     `context_fields`: where an entry of /v1/models tells a request's tokens; the first one found counts.
     `slots_path`: where the server says how many requests it runs at once, in `slots_field`; None when it does not say.
     `slots_list_path`: the same as a list with one entry per slot.
+    `batch_call`: how it takes a batch unless the settings say otherwise.
+    `counts_batches`: the usage of a list of prompts is that of all of them.
     """
 
     name: KindName
@@ -41,11 +44,13 @@ class Kind:
     slots_path: str | None
     slots_field: str
     slots_list_path: str | None
+    batch_call: BatchCall
+    counts_batches: bool
     metrics: MetricNames | None
 
 
 # What this adapter sets itself, or what would change the form of the answer.
-_OURS = frozenset({"model", "messages", "stream", "stream_options"})
+_OURS = frozenset({"model", "messages", "prompt", "stream", "stream_options"})
 
 # Source: the servers' own routes, vLLM 0.32 and llama.cpp of 2026-10, both measured.
 KINDS = MappingProxyType(
@@ -63,6 +68,8 @@ KINDS = MappingProxyType(
                 slots_path=None,
                 slots_field="",
                 slots_list_path=None,
+                batch_call="none",
+                counts_batches=True,
                 metrics=None,
             ),
             Kind(
@@ -81,6 +88,9 @@ KINDS = MappingProxyType(
                 slots_path="/props",
                 slots_field="total_slots",
                 slots_list_path="/slots",
+                batch_call="none",
+                # Of three prompts in a list it counts one.
+                counts_batches=False,
                 metrics=MetricNames("llamacpp:requests_deferred", "llamacpp:requests_processing", None),
             ),
             Kind(
@@ -95,6 +105,8 @@ KINDS = MappingProxyType(
                 slots_path=None,
                 slots_field="",
                 slots_list_path=None,
+                batch_call="chat",
+                counts_batches=True,
                 metrics=MetricNames(
                     "vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc"
                 ),

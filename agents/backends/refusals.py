@@ -17,6 +17,7 @@ import orjson
 
 from streams.errors import (
     BackendError,
+    BackendFailed,
     BackendOverloaded,
     BackendProtocolError,
     BackendRejected,
@@ -37,7 +38,9 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> BackendErro
     detail = _detail(status, error)
     if status in (429, 503):
         return BackendOverloaded(detail, retry_after_s=retry_after_s(headers))
-    if status in _PASSING or status >= 500:
+    if status == 500:
+        return BackendFailed(detail, retry_after_s=retry_after_s(headers))
+    if status in _PASSING or status > 500:
         return BackendUnavailable(detail, retry_after_s=retry_after_s(headers))
     if status == 404:
         return BackendRejected(f"{detail}: {_missing(error)}")
@@ -46,6 +49,11 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> BackendErro
     if status >= 400:
         return BackendRejected(detail)
     return BackendProtocolError(f"{detail}: not an answer, and redirects are not followed")
+
+
+def is_no_route(status: int, body: bytes) -> bool:
+    """Whether a server says that it has no such route, and not that something is wrong with the request."""
+    return status in (404, 405) and not _error_object(body)
 
 
 def error_code(body: bytes) -> str | None:

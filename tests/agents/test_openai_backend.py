@@ -21,6 +21,7 @@ from schemas.request import DEFAULT_MAX_TOKENS
 from schemas.result import Output, Usage
 from streams.errors import (
     BackendError,
+    BackendFailed,
     BackendOverloaded,
     BackendProtocolError,
     BackendRejected,
@@ -114,7 +115,7 @@ STATUSES = [
     (503, BackendOverloaded),
     (408, BackendUnavailable),
     (425, BackendUnavailable),
-    (500, BackendUnavailable),
+    (500, BackendFailed),
     (502, BackendUnavailable),
     (504, BackendUnavailable),
     (400, BackendRejected),
@@ -139,7 +140,8 @@ async def test_a_status_has_one_meaning(code: int, expected: type[BackendError])
 async def test_out_of_memory_may_pass() -> None:
     error = await failed(status(500, {"message": "CUDA out of memory. Tried to allocate 2 GiB", "type": "Error"}))
 
-    assert type(error) is BackendUnavailable
+    assert type(error) is BackendFailed
+    assert error.retriable
     assert error.detail == "HTTP 500 (Error)"
 
 

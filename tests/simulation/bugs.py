@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -18,18 +18,22 @@ from streams.acks import InOrderAcks
 from streams.backends import BackendState
 from streams.batching import Window
 from streams.dispatcher import Batch, Dispatcher, Effect, Finish, HandOver
+from streams.errors import BackendError, Poisonous
 from streams.outcome import FinishedIndex
+from streams.ports import Call
 from streams.redelivery import Peers, RecentEnds, Redelivery
 from streams.retrying import InPlaceRetries, RetryBudget
+from streams.splitting import Splitting, Step
 from streams.task import Task, TaskKey
 from tests.simulation.broker import Place
+from tests.simulation.calls import Calls
 from tests.simulation.dispatch import DispatchLoop
 from tests.simulation.history import History
 from tests.simulation.intake import LaneIntake
 from tests.simulation.outside import Gateway
 from tests.simulation.producing import Producer, Write
 from tests.simulation.scenario import Plan, Scenario
-from tests.simulation.serving import POISON, STUBBORN, WIDE, Answering, text_of
+from tests.simulation.serving import BAD, POISON, STUBBORN, WIDE, Answering, text_of
 from tests.simulation.worker import Worker
 from tests.simulation.world import Chances, Steps, Violation
 
@@ -58,6 +62,16 @@ class Bug:
 BUGS: list[Bug] = []
 SEEDS = 300
 
+BATCHES = Plan(
+    lanes=(Lane.NORMAL,),
+    tasks=40,
+    slots=6,
+    slow_s=1.0,
+    until_s=12.0,
+    cancels=10,
+    takes_batches=True,
+    traits={BAD: 0.15},
+)
 FULL_OF_RETRIES = Plan(
     workers=1,
     lanes=(Lane.NORMAL,),
@@ -99,6 +113,9 @@ WIDE_RETRIES = Plan(
     joins=[2.0, 4.0, 6.0, 8.0],
     drains=[3.0, 5.0, 7.0, 9.0],
 )
+LATE_RESULTS = Plan(
+    chances=Chances(produce_delayed=0.4), joins=[2.0, 6.0, 10.0, 14.0], drains=[4.0, 8.0, 12.0, 16.0], cancels=0
+)
 SHORT_SPAN = Plan(lanes=(Lane.NORMAL,), span=3, slow_s=2.0)
 NO_RETRIES = Plan(
     tiers=0, pauses=[(4.0, 8.0), (15.0, 3.0)], crashes=[8.0, 17.0], joins=[3.0, 12.0], drains=[6.0, 14.0], cancels=4
@@ -125,8 +142,10 @@ PLANS = {
     "slow": SLOW,
     "moving": MOVING,
     "wide retries": WIDE_RETRIES,
+    "late results": LATE_RESULTS,
     "short span": SHORT_SPAN,
     "no retries": NO_RETRIES,
+    "batches": BATCHES,
 }
 
 
@@ -251,7 +270,7 @@ def acknowledgements_kept_over_a_rebalance(self: LaneIntake) -> None:
     self._acked.clear()
 
 
-@_bug("STUCK", DispatchLoop, "_attach")
+@_bug("STUCK", DispatchLoop, "_attach", plan=LATE_RESULTS)
 def deliveries_to_a_finishing_task_dropped(self: DispatchLoop, held: Task, task: Task) -> None:
     pass
 
@@ -298,9 +317,27 @@ def expiry_told_before_the_log_is_read(self: Gateway, key: TaskKey) -> None:
         _right_expire(self, key)
 
 
-@_bug("ANSWER", DispatchLoop, "_call_of")
-def answers_off_by_one(self: DispatchLoop, batch: Batch, place: int) -> Answering:
-    return _right_call_of(self, batch, (place + 1) % len(batch.tasks))
+@_bug("ANSWER", Calls, "_call")
+def answers_off_by_one(self: Calls, batch: Batch, task: Task) -> Call:
+    tasks = list(batch.tasks)
+    return _right_call(self, batch, tasks[(tasks.index(task) + 1) % len(tasks)])
+
+
+@_bug("ANSWER", Calls, "_answering", plan=BATCHES)
+def items_of_a_batch_in_the_wrong_order(self: Calls, batch: Batch, tasks: Sequence[Task]) -> Answering:
+    return _right_answering(self, batch, tasks[::-1])
+
+
+@_bug("LOST", Calls, "give_up", plan=BATCHES)
+def one_given_up_takes_its_mates_along(self: Calls, task: Task) -> None:
+    call = self._running.get(task)
+    for mate in list(call.tasks) if call is not None else []:
+        _right_give_up(self, mate)
+
+
+@_bug("BLAMED", Splitting, "failed", plan=BATCHES)
+def mates_blamed_for_one(self: Splitting[Task], part: Sequence[Task], error: BackendError) -> Step[Task]:
+    return Step(ends=[(task, Poisonous()) for task in part])
 
 
 @_bug("DEAD_LETTER", DispatchLoop, "_write")
@@ -445,7 +482,8 @@ _right_acknowledge, _right_finish, _right_hand_over = (
 )
 _right_complete, _right_perform = LaneIntake.complete, DispatchLoop._perform
 _right_stop_apps, _right_accept, _right_expire = Worker._stop_apps, Dispatcher.accept, Gateway._expire
-_right_call_of, _right_dead_letter = DispatchLoop._call_of, DispatchLoop._write_dead_letter
+_right_dead_letter = DispatchLoop._write_dead_letter
+_right_call, _right_answering, _right_give_up = Calls._call, Calls._answering, Calls.give_up
 _right_failed = Producer.failed
 _right_commit, _right_dispatcher_expire, _right_delay_s = (
     FinishedIndex.commit,

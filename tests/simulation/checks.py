@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn, Protocol
 
 from schemas import headers as names
@@ -16,7 +16,7 @@ from streams.dispatcher import Batch
 from streams.retrying import PARKED_AFTER_S
 from streams.task import Task, TaskKey
 from tests.simulation.broker import Place, Record
-from tests.simulation.serving import POISON, Server, answer_to
+from tests.simulation.serving import BAD, POISON, Server, answer_to
 from tests.simulation.world import EPOCH_MS, Actor, Violation, World
 
 CRASHES_BEFORE_QUARANTINE = 4
@@ -129,6 +129,10 @@ class Checks:
                 self.broken("QUARANTINE", f"{key} was given up after {list(ended)} ended")
             if self._is_poison_alone and not self.requests[key].startswith(POISON):
                 self.broken("INNOCENT", f"{key} was given up, and another one ended the workers")
+        if result.error is not None and result.error.type is ErrorType.POISON:
+            self.world.fire("blamed alone")
+            if not self.requests[key].startswith(BAD) and not self._has_refused:
+                self.broken("BLAMED", f"{key} was blamed for what another of its batch did")
         if result.output is not None and result.output.content != answer_to(self.requests[key]):
             self.broken("ANSWER", f"{key} got another task's answer")
         if key in self.firsts:
@@ -141,6 +145,12 @@ class Checks:
             unsaid = self._unsaid[task_id, partition]
             if record.worker in unsaid and unsaid[record.worker][0] == attempt:
                 del unsaid[record.worker]
+
+    @property
+    def _has_refused(self) -> bool:
+        """Whether a server refused anything but what it always does."""
+        kinds = ("BackendRejected", "BackendProtocolError", "BackendFailed")
+        return any(self.world.fired[f"backend {kind}"] for kind in kinds)
 
     @property
     def _is_poison_alone(self) -> bool:
@@ -189,14 +199,19 @@ class Checks:
             if self._sent[task] > tries:
                 self.broken("RETRIES", f"{task} was tried {self._sent[task]} times in one worker, of {tries}")
 
-    def called(self, actor: Actor, seen: Mapping[TaskKey, None], server: Server, task: Task) -> None:
+    def called(self, actor: Actor, seen: Mapping[TaskKey, None], server: Server, tasks: Sequence[Task]) -> None:
+        """A call begins, for one task or for several."""
+        busy = server.busy(actor.id) + len(tasks)
+        if busy > self._slots:
+            self.broken("LIMIT", f"{actor.id} runs {busy} calls at {server.name}, of {self._slots}")
+        for task in tasks:
+            self._called(actor, seen, task)
+
+    def _called(self, actor: Actor, seen: Mapping[TaskKey, None], task: Task) -> None:
         # What is submitted again after its end was committed runs again: nothing is kept of it. The log decides.
         is_known = task.key in seen or task.key in self._wrote[actor.id]
         if is_known and self._submissions[task.key] == 1:
             self.broken("AFTER_END", f"{actor.id} ran {task}, whose outcome it knew")
-        busy = server.busy(actor.id) + 1
-        if busy > self._slots:
-            self.broken("LIMIT", f"{actor.id} runs {busy} calls at {server.name}, of {self._slots}")
         self._calls_of[actor.id] += 1
         self.calls[task.key] += 1
         if self._is_calm and self.calls[task.key] > 1:

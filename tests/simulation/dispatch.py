@@ -11,28 +11,22 @@ from agents.retries import headers_of
 from schemas.cache import CacheEntry
 from schemas.codec import DecodeError
 from schemas.progress import Released, Started
-from schemas.result import ErrorType, Outcome, Result, ResultError
+from schemas.result import Outcome, Result, ResultError
 from schemas.topics import Lane, TopicNames
 from streams import outcome
 from streams.dispatcher import MOST_CRASHES, Abort, Batch, Dispatcher, Drop, Effect, Finish, HandOver, Send
-from streams.errors import BackendError, BackendProtocolError, ServingError
-from streams.ports import Call
+from streams.errors import BackendProtocolError, InternalError, ServingError
+from streams.ports import Answer
 from streams.task import Task, TaskKey
+from tests.simulation.calls import Calls
 from tests.simulation.checks import Checks
 from tests.simulation.history import History
 from tests.simulation.producing import Producer, ProducerClosed, Write
-from tests.simulation.serving import DEEP, HUGE, WIDE, Answering, Server, answer_to, text_of
+from tests.simulation.serving import DEEP, HUGE, WIDE, Server, answer_to, text_of
 from tests.simulation.world import Actor, Process, Signal, Sleep, Steps, World
 from wire.producing import RecordTooLarge
 
-_AFTER_DEADLINE_S = 1.0
 _LET_GO_S = 2.0
-
-
-class InternalError(BackendError):
-    """Something went wrong inside the worker."""
-
-    type = ErrorType.INTERNAL
 
 
 class DispatchLoop:
@@ -59,7 +53,9 @@ class DispatchLoop:
         self._now, self._after_let_go, self._on_room = now, after_let_go, on_room
         self._on_backend_down = on_backend_down
         self._finishing: dict[TaskKey, Task] = {}
-        self._calls: dict[TaskKey, tuple[Process, Answering]] = {}
+        self._calls = Calls(
+            world, actor, dispatcher, servers, history, checks, now=now, report=self._report, spawn=self._spawn
+        )
         self._background: list[Process] = []
         self._is_scheduled = False
         self._timer = 0
@@ -207,34 +203,14 @@ class DispatchLoop:
                 self._release(effect.task)
                 self._acknowledge(effect.task)
             else:
-                self._abort(effect.task)
-
-    def _abort(self, task: Task) -> None:
-        call = self._calls.pop(task.key, None)
-        if call is not None:
-            self.world.fire("call aborted")
-            process, answering = call
-            process.cancel()
-            answering.close()
+                self._calls.give_up(effect.task)
 
     # A batch
 
     def _run_batch(self, batch: Batch) -> Steps[None]:
-        tasks = list(batch.tasks)
         self._announce(batch)
         yield Sleep(self.world.rng.uniform(0.0, 0.05) if self.world.rng.random() < 0.2 else 0.0)
-        for place, task in enumerate(tasks):
-            if self.dispatcher.runs(task):
-                answering = self._call_of(batch, place)
-                process = self._spawn(self._call(batch, task, answering))
-                self._calls[task.key] = (process, answering)
-
-    def _call_of(self, batch: Batch, place: int) -> Answering:
-        task = batch.tasks[place]
-        state = self.dispatcher.backends[batch.backend]
-        timeout_s = min(state.settings.timeout_s, max(task.deadline_s - self._now(), 0.0) + _AFTER_DEADLINE_S)
-        call = Call(task.task_id, batch.model, task.request.messages, task.parameters)
-        return self._servers[batch.backend].complete(self.actor, call, timeout_s=timeout_s)
+        self._calls.start(batch)
 
     def _announce(self, batch: Batch) -> None:
         rows: dict[int, list[tuple[str, str, int, int]]] = {}
@@ -246,16 +222,11 @@ class DispatchLoop:
             started = Started(batch.id, self.actor.id, batch.backend, tasks, at_ms)
             self._producer.post(self._names.progress, partition, batch.id, started)
 
-    def _call(self, batch: Batch, task: Task, answering: Answering) -> Steps[None]:
-        self.checks.called(self.actor, self._history.seen, self._servers[batch.backend], task)
-        try:
-            answer = yield answering
-            effects = self.dispatcher.answered(task, answer, now_s=self._now())
-        except ServingError as error:
-            effects = self._failed(batch, task, error)
-        mine = self._calls.get(task.key)
-        if mine is not None and mine[1] is answering:
-            del self._calls[task.key]
+    def _report(self, batch: Batch, task: Task, reply: Answer | ServingError) -> Steps[None]:
+        if isinstance(reply, Answer):
+            effects = self.dispatcher.answered(task, reply, now_s=self._now())
+        else:
+            effects = self._failed(batch, task, reply)
         self.kick()
         for effect in effects:
             if isinstance(effect, Finish):

@@ -16,7 +16,7 @@ from tests.simulation.broker import Broker, Group, Place
 from tests.simulation.checks import Checks
 from tests.simulation.intake import Bounds
 from tests.simulation.outside import Gateway
-from tests.simulation.serving import DEEP, HUGE, POISON, STUBBORN, WIDE, Server
+from tests.simulation.serving import BAD, DEEP, HUGE, POISON, STUBBORN, WIDE, Server
 from tests.simulation.worker import Worker
 from tests.simulation.world import EPOCH_MS, Chances, World
 
@@ -45,6 +45,7 @@ class Plan:
     own_room: int = 64
     until_s: float = 25.0
     is_calm: bool = False
+    takes_batches: bool = False
     cancels: int = 2
     invalid: float = 0.03
     traits: dict[str, float] = field(default_factory=dict)
@@ -81,6 +82,9 @@ def plan_of(seed: int) -> Plan:
     plan.is_calm = rng.random() < 1 / 6
     if not plan.is_calm:
         _spoil(plan, rng)
+    plan.takes_batches = rng.random() < 0.4
+    if not plan.is_calm and rng.random() < 0.3:
+        plan.traits[BAD] = rng.uniform(0.05, 0.3)
     return plan
 
 
@@ -145,7 +149,9 @@ class Scenario:
         retry_topics = [names.retry(tier) for tier in RetryTier]
         self.retries = Group(world, self.broker, names.group("retry"), retry_topics, plan.partitions)
         self.servers = {
-            f"s-{model}": Server(world, f"s-{model}", model, plan.slots, plan.slow_s, plan.outages.get(model, ()))
+            f"s-{model}": Server(
+                world, f"s-{model}", model, plan.slots, plan.slow_s, plan.outages.get(model, ()), plan.takes_batches
+            )
             for model in MODELS
         }
         self.settings = Settings.model_validate(

@@ -18,6 +18,7 @@ KINDS = {
     "a full span",
     "acknowledgement lost",
     "answers out of order",
+    "backend BackendFailed",
     "backend BackendOverloaded",
     "backend BackendProtocolError",
     "backend BackendRejected",
@@ -27,6 +28,7 @@ KINDS = {
     "backend hangs",
     "brokers away",
     "call aborted",
+    "called together",
     "cancel",
     "commit failed",
     "commit refused",
@@ -84,7 +86,7 @@ def assert_promises_are_kept(first: int, count: int) -> None:
 
 
 def test_should_keep_every_promise_under_every_fault() -> None:
-    assert_promises_are_kept(0, 150)
+    assert_promises_are_kept(0, 250)
 
 
 @pytest.mark.faults
@@ -100,6 +102,15 @@ def test_should_keep_every_promise_where_it_is_hardest(name: str) -> None:
             Scenario(seed, PLANS[name]).run()
         except Violation as found:
             pytest.fail(f"{found}, with seed {seed}", pytrace=False)
+
+
+def test_should_split_batches_and_leave_calls_that_go_on() -> None:
+    fired: Counter[str] = Counter()
+    for seed in range(10):
+        scenario = Scenario(seed, PLANS["batches"])
+        scenario.run()
+        fired += scenario.world.fired
+    assert set() == {"batch split", "blamed alone", "left a call that goes on"} - set(fired)
 
 
 def test_should_replay_a_seed_alike_in_any_process() -> None:

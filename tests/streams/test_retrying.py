@@ -121,5 +121,5 @@ def error_types() -> list[type[ServingError]]:
 
 def test_what_is_retried_is_this_and_nothing_else() -> None:
     """Of what may pass by itself: no room, no answer, no connection. A refusal, an answer not understood, a deadline stay so."""
-    expected = {"CapacityError", "BackendUnavailable", "BackendOverloaded", "BackendTimeout"}
+    expected = {"CapacityError", "BackendUnavailable", "BackendFailed", "BackendOverloaded", "BackendTimeout"}
     assert expected == {each.__name__ for each in error_types() if each.retriable}

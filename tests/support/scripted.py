@@ -45,6 +45,9 @@ class ScriptedServer:
     `script` holds replies for the next requests, in their order; without one `fault_for` is asked, where None means a
     good answer. `executions` counts the requests by prompt, however they ended; those whose client left are counted in
     `disconnected` as well. `watch` is told `began` and `ended` of each chat request, with its number and its prompt.
+
+    A batch of conversations, and a list of prompts, is one request with an item for each: what befalls one item befalls the
+    request. `batches` holds the prompts of each; `arrange` may change the choices before they are sent.
     """
 
     answer: Callable[[str, str], str] = expected_answer
@@ -53,11 +56,13 @@ class ScriptedServer:
     latency_s: float = 0.0
     fault_for: Callable[[Body], Reply | None] = lambda body: None
     watch: Callable[[str, int, str], None] = lambda what, call, prompt: None
+    arrange: Callable[[list[Body]], list[Body]] = lambda choices: choices
     health: int = 200
     script: deque[Reply] = field(default_factory=deque)
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
     executions: Counter[str] = field(default_factory=Counter)
     bodies: list[Body] = field(default_factory=list)
+    batches: list[list[str]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     connections: set[object] = field(default_factory=set)
     in_flight: int = 0
@@ -74,6 +79,8 @@ class ScriptedServer:
         self._changed = asyncio.Condition()
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/chat/completions/batch", self._batch)
+        app.router.add_post("/v1/completions", self._prompts)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._health)
         app.router.add_get("/props", self._props)
@@ -94,29 +101,62 @@ class ScriptedServer:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body: Body = orjson.loads(await request.read())
-        prompt = str(body["messages"][-1].get("content"))
-        self.executions[prompt] += 1
-        self.calls += 1
-        call = self.calls
-        self.watch("began", call, prompt)
+        return await self._serve(request, body, [body], lambda answers: chat_body(answers[0], model=str(body["model"])))
+
+    async def _batch(self, request: web.Request) -> web.StreamResponse:
+        body: Body = orjson.loads(await request.read())
+        items = [{**body, "messages": messages} for messages in body["messages"]]
+        return await self._together(
+            request, body, items, lambda text: {"message": {"role": "assistant", "content": text}}
+        )
+
+    async def _prompts(self, request: web.Request) -> web.StreamResponse:
+        body: Body = orjson.loads(await request.read())
+        items = [{**body, "messages": [{"role": "user", "content": prompt}]} for prompt in body["prompt"]]
+        return await self._together(request, body, items, lambda text: {"text": text})
+
+    async def _together(
+        self, request: web.Request, body: Body, items: list[Body], said: Callable[[str], Body]
+    ) -> web.StreamResponse:
+        self.batches.append([_prompt(item) for item in items])
+
+        def answer(answers: list[str]) -> Body:
+            choices = [{"index": i, **said(text), "finish_reason": "stop"} for i, text in enumerate(answers)]
+            whole = chat_body(" ".join(answers), model=str(body["model"]), prompt_tokens=3 * len(items))
+            return {**whole, "choices": self.arrange(choices)}
+
+        return await self._serve(request, body, items, answer)
+
+    async def _serve(
+        self, request: web.Request, body: Body, items: list[Body], answer: Callable[[list[str]], Body]
+    ) -> web.StreamResponse:
+        prompts = [_prompt(item) for item in items]
+        calls = range(self.calls + 1, self.calls + 1 + len(prompts))
+        self.calls += len(prompts)
+        self.executions.update(prompts)
+        for call, prompt in zip(calls, prompts, strict=True):
+            self.watch("began", call, prompt)
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
         self.connections.add(request.transport)
-        self.in_flight += 1
+        self.in_flight += len(prompts)
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         await self._notify()
         try:
-            reply = self.script.popleft() if self.script else self.fault_for(body)
+            reply = self.script.popleft() if self.script else None
+            if reply is None:
+                reply = next((fault for item in items if (fault := self.fault_for(item))), None)
             if reply is not None:
                 return await reply(request, body)
             await asyncio.sleep(self.latency_s)
-            return web.json_response(chat_body(self.answer(prompt, self.nonce), model=str(body["model"])))
+            return web.json_response(answer([self.answer(prompt, self.nonce) for prompt in prompts]))
         except asyncio.CancelledError:
             self.disconnected += 1
             raise
         finally:
-            self.watch("ended", call, prompt)
-            self.in_flight -= 1
+            for call, prompt in zip(calls, prompts, strict=True):
+                self.watch("ended", call, prompt)
+            self.in_flight -= len(prompts)
             await asyncio.shield(self._notify())
 
     async def _notify(self) -> None:
@@ -132,6 +172,10 @@ class ScriptedServer:
 
     async def _props(self, request: web.Request) -> web.Response:
         return web.json_response({"total_slots": self.slots})
+
+
+def _prompt(body: Body) -> str:
+    return str(body["messages"][-1].get("content"))
 
 
 def status(code: int, error: object = None, **headers: str) -> Reply:
