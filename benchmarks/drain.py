@@ -1,4 +1,7 @@
-"""How fast a queue is worked off: Triage beside the bare loop, in turns. `python -m benchmarks.drain [N] [ROUNDS]`."""
+"""How fast a queue is worked off: Triage beside the bare loop, in turns. `python -m benchmarks.drain [N] [ROUNDS]`.
+
+`batches` is Triage before a server that takes a batch in one call.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +45,14 @@ async def run(bench: Bench, contender: str, count: int) -> Figures:
 
 
 def _start(bench: Bench, contender: str, names: TopicNames) -> AbstractContextManager[Popen[str]]:
-    return bench.worker(names) if contender == "triage" else bench.bare(names)
+    if contender == "bare":
+        return bench.bare(names)
+    return bench.worker(names, kind="vllm" if contender == "batches" else "openai")
 
 
 def main(count: int = 10_000, rounds: int = 3) -> None:
     print(f"drain: {count} queued tasks, backend {LATENCY_MS:g} ms, {IN_FLIGHT} in flight, {rounds} rounds in turns")
-    figures: dict[str, list[Figures]] = {"bare": [], "triage": []}
+    figures: dict[str, list[Figures]] = {"bare": [], "triage": [], "batches": []}
     with bench() as running:
         for _ in range(rounds):
             for contender, rows in figures.items():
@@ -57,10 +62,11 @@ def main(count: int = 10_000, rounds: int = 3) -> None:
                 )
     rates = {name: median([row.rate for row in rows]) for name, rows in figures.items()}
     cpus = {name: median([row.cpu_ms for row in rows]) for name, rows in figures.items()}
-    print(
-        f"triage {rates['triage']:.0f}/s against {rates['bare']:.0f}/s: {rates['triage'] / rates['bare']:.2f} of the bare loop; "
-        f"CPU {cpus['triage']:.3f} against {cpus['bare']:.3f} ms: {cpus['triage'] / cpus['bare']:.2f} times"
-    )
+    for name in ("triage", "batches"):
+        print(
+            f"{name} {rates[name]:.0f}/s against {rates['bare']:.0f}/s: {rates[name] / rates['bare']:.2f} of the bare loop; "
+            f"CPU {cpus[name]:.3f} against {cpus['bare']:.3f} ms: {cpus[name] / cpus['bare']:.2f} times"
+        )
 
 
 if __name__ == "__main__":

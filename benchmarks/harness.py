@@ -46,8 +46,8 @@ class Bench:
         return kafka.names
 
     @contextmanager
-    def worker(self, names: TopicNames) -> Iterator[subprocess.Popen[str]]:
-        """Triage's worker on these topics, ready."""
+    def worker(self, names: TopicNames, *, kind: str = "openai") -> Iterator[subprocess.Popen[str]]:
+        """Triage's worker on these topics, ready. Kind vllm gets a whole batch in one call."""
         folder = Path(tempfile.mkdtemp(prefix="triage-bench-"))
         config = folder / "triage.toml"
         config.write_text(
@@ -63,7 +63,7 @@ port = 0
 level = "warning"
 [[backends]]
 name = "stub"
-kind = "openai"
+kind = "{kind}"
 url = "{self.url}"
 max_concurrency = {IN_FLIGHT}
 """

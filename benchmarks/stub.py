@@ -1,9 +1,13 @@
-"""A model server that costs next to nothing: answers every POST after a fixed time. `python -m benchmarks.stub PORT MS`."""
+"""A model server that costs next to nothing: answers every POST after a fixed time. `python -m benchmarks.stub PORT MS`.
+
+A batch of conversations gets an answer for each that only its own can have: the CRC of the last message.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import zlib
 from typing import Any
 
 import orjson
@@ -44,7 +48,9 @@ class Stub(asyncio.Protocol):
         if not separator or len(body) < _content_length(head):
             return
         self._buffer = b""
-        if head.startswith(b"POST"):
+        if head.startswith(b"POST /v1/chat/completions/batch"):
+            asyncio.get_running_loop().call_later(self.latency_s, self._write, _batch_answer(body))
+        elif head.startswith(b"POST"):
             asyncio.get_running_loop().call_later(self.latency_s, self._write, _ANSWERED)
         else:
             self._write(_LISTED)
@@ -52,6 +58,26 @@ class Stub(asyncio.Protocol):
     def _write(self, response: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(response)
+
+
+def nonce(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _batch_answer(body: bytes) -> bytes:
+    conversations = orjson.loads(body)["messages"]
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": f"stub answer {nonce(messages[-1]['content'])}"},
+            "finish_reason": "stop",
+        }
+        for index, messages in enumerate(conversations)
+    ]
+    count = len(choices)
+    usage = {"prompt_tokens": 20 * count, "completion_tokens": 2 * count, "total_tokens": 22 * count}
+    document = {"id": "x", "object": "chat.completion", "model": "stub", "choices": choices, "usage": usage}
+    return _response(orjson.dumps(document))
 
 
 def _content_length(head: bytes) -> int:
