@@ -10,7 +10,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from gateway import bodies, problems
 from gateway.core import Gateway
 from gateway.hot import Hot
-from gateway.routes import async_tasks, health
+from gateway.routes import async_tasks, batches, cleanup, events, health
 from schemas import __version__
 
 _FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
@@ -23,14 +23,15 @@ def new_app(gateway: Gateway) -> FastAPI:
         version=__version__,
         description="A priority- and GPU-aware inference queue on Kafka.",
         docs_url=None,
+        generate_unique_id_function=lambda route: route.name,
         redoc_url=None,
     )
     app.add_middleware(Hot)
     if origins := gateway.settings.gateway.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.state.gateway = gateway
-    app.include_router(async_tasks.router)
-    app.include_router(health.router)
+    for family in (async_tasks, batches, cleanup, events, health):
+        app.include_router(family.router)
     problems.install(app)
     _describe(app)
     return app

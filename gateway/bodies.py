@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.json_schema import models_json_schema
 
+from gateway import examples
+from gateway.batches import MOST_TASKS
+from gateway.cleanup import CleanupBody
 from gateway.fleet import BackendView, GpuView
 from gateway.submission import SubmitBody
 from schemas.result import Result, ResultError
@@ -14,6 +17,8 @@ from schemas.topics import Lane
 
 _REFERENCE = "#/components/schemas/{model}"
 SUBMIT_REFERENCE = {"$ref": _REFERENCE.format(model=SubmitBody.__name__)}
+BATCH_REFERENCE = {"$ref": _REFERENCE.format(model="SubmitBatchBody")}
+CLEANUP_REFERENCE = {"$ref": _REFERENCE.format(model=CleanupBody.__name__)}
 
 StatusName = Literal["queued", "processing", "completed", "failed", "cancelled", "expired"]
 
@@ -35,8 +40,19 @@ class Links(BaseModel):
     cancel: str
 
 
+class SubmitBatchBody(BaseModel):
+    """Requests, each a body of `/v1/async/submit`. One that is wrong is told in `rejected` and does not fail the others."""
+
+    tasks: Annotated[
+        list[Annotated[Any, WithJsonSchema({"anyOf": [SUBMIT_REFERENCE, {}]})]],
+        Field(min_length=1, max_length=MOST_TASKS),
+    ]
+
+
 class Submitted(BaseModel):
-    """A request that was taken."""
+    """A request that was taken, now or by an earlier call of the same."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.SUBMITTED]})
 
     task_id: str
     status: Literal["queued"]
@@ -48,6 +64,8 @@ class Submitted(BaseModel):
 
 class Status(BaseModel):
     """Where a task stands. Times are RFC 3339 UTC; `position` counts from 1, null when it is not known."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.STATUS]})
 
     task_id: str
     status: StatusName
@@ -73,6 +91,8 @@ class ResultBody(BaseModel):
 
 class Cancelled(BaseModel):
     """A task that ended as cancelled; `was` is what it was before."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.CANCELLED]})
 
     task_id: str
     status: Literal["cancelled"]
@@ -140,15 +160,72 @@ class FieldError(BaseModel):
     detail: str
 
 
-class ProblemBody(BaseModel):
-    """RFC 9457."""
+class ItemProblem(BaseModel):
+    """What is wrong with one of several requests; as a problem, without a trace id."""
 
     type: str
     title: str
     status: int
     detail: str
     errors: list[FieldError]
+
+
+class ProblemBody(ItemProblem):
+    """RFC 9457."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.PROBLEM]})
+
     trace_id: str
+
+
+class Rejected(BaseModel):
+    """A request that was not taken, by its place in the submitted list."""
+
+    index: int
+    error: ItemProblem
+
+
+class BatchSubmitted(BaseModel):
+    """A batch; `task_ids` are the accepted ones in their order."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.BATCH_SUBMITTED]})
+
+    batch_id: str
+    task_ids: list[str]
+    accepted: int
+    rejected: list[Rejected]
+
+
+class BatchTask(BaseModel):
+    """A task of a batch; `index` is its place in the submitted list."""
+
+    task_id: str
+    index: int
+    status: StatusName
+
+
+class BatchStatus(BaseModel):
+    """How the tasks of a batch stand. `pending` have no outcome; `forgotten` ones, by a cleanup or their retention, are not listed."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.BATCH_STATUS]})
+
+    batch_id: str
+    total: int
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    pending: int
+    forgotten: int
+    tasks: list[BatchTask]
+
+
+class Forgotten(BaseModel):
+    """How many finished tasks a cleanup had forgotten that were not before."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.FORGOTTEN]})
+
+    forgotten: int
 
 
 class _ResultRecord(BaseModel):
@@ -158,6 +235,12 @@ class _ResultRecord(BaseModel):
 def extra_schemas() -> dict[str, Any]:
     """Return the schemas that no route names by itself: the submit body and the result record."""
     _, found = models_json_schema(
-        [(SubmitBody, "validation"), (_ResultRecord, "serialization")], ref_template=_REFERENCE
+        [
+            (SubmitBody, "validation"),
+            (SubmitBatchBody, "validation"),
+            (CleanupBody, "validation"),
+            (_ResultRecord, "serialization"),
+        ],
+        ref_template=_REFERENCE,
     )
     return {name: schema for name, schema in found["$defs"].items() if name != _ResultRecord.__name__}

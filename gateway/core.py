@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError
 
 from gateway import places
 from gateway.answers import Answers
+from gateway.calls import Calls
 from gateway.ends import Ends
 from gateway.expiry import Expiry
 from gateway.finished import FinishedFile
@@ -48,7 +49,7 @@ log = get_logger(__name__)
 
 
 class Gateway:
-    """One gateway process. `tasks` is there from the moment the logs are being read, `stop` is set when no more calls are wanted.
+    """One gateway process. `calls` is there from the moment the logs are being read, `stop` is set when no more calls are wanted.
 
     `ready` is set when the view has caught up. `cache_home` is where the view's file goes when no `gateway.data_dir` is set.
     """
@@ -62,15 +63,19 @@ class Gateway:
         self._client_id = f"triage-gateway-{self.id}"
         self._clock, self.waiters = BrokerClock(), Waiters()
         self._sent_s = monotonic_s()
-        self._tasks: Tasks | None = None
+        self._calls: Calls | None = None
         self.logs: Logs | None = None
 
     @property
-    def tasks(self) -> Tasks:
+    def calls(self) -> Calls:
         """Return what the task routes call. Raises: Unavailable before Kafka was reached."""
-        if self._tasks is None:
+        if self._calls is None:
             raise Unavailable("the gateway waits for Kafka")
-        return self._tasks
+        return self._calls
+
+    @property
+    def tasks(self) -> Tasks:
+        return self.calls.tasks
 
     def close(self) -> None:
         """Let calls that wait for a task go, and ask for the end."""
@@ -90,7 +95,7 @@ class Gateway:
                     await self._serve(stack, ending)
             except (KafkaError, BrokersUnreachable) as error:  # they answered, and then they did not
                 log.warning("Kafka went away while the gateway started; trying again", error=type(error).__name__)
-                self._tasks = self.logs = None
+                self._calls = self.logs = None
                 await asyncio.sleep(_RETRY_S)
 
     async def _serve(self, stack: contextlib.AsyncExitStack, ending: asyncio.Event) -> None:
@@ -122,7 +127,9 @@ class Gateway:
             now_ms=lambda: self._clock.ms(monotonic_s()),
         )
         logs = KafkaLogs(producer, follower, ends, answers, self._clock)
-        self._tasks = Tasks(names, partitions, view, self.fleet, logs, self.waiters, random=secrets.token_bytes)
+        self._calls = Calls.over(
+            names, partitions, view, self.fleet, logs, self.waiters, self.metrics, random=secrets.token_bytes
+        )
         self.logs = logs
         expiry = Expiry(names, partitions, view, logs, gateway_id=self.id)
         await self._until(

@@ -85,9 +85,12 @@ class KafkaLogs:
     async def reach(self, partition: int | None) -> None:
         followed = self._follower.followed
         if partition is None:
-            await self._follower.reach([*followed.lanes, *followed.results])
+            await self._follower.reach([*followed.lanes, *followed.results, *followed.progress])
         else:
             await self._follower.reach([followed.results[partition], followed.progress[partition]])
+
+    async def reach_state(self) -> None:
+        await self._follower.reach([self._follower.followed.state])
 
     async def reach_result(self, partition: int, offset: int, timeout_s: float) -> bool:
         tp: TopicPartition = self._follower.followed.results[partition]

@@ -46,8 +46,11 @@ class Logs(Protocol):
     async def reach(self, partition: int | None) -> None:
         """Return when the view knows everything that is in the logs now of the known tasks of this partition number.
 
-        None: when it knows every task that is there. Raises: Unavailable.
+        None: when it knows every task that is there, and how it stands. Raises: Unavailable.
         """
+
+    async def reach_state(self) -> None:
+        """Return when the view knows everything that is remembered together. Raises: Unavailable."""
 
     async def reach_result(self, partition: int, offset: int, timeout_s: float) -> bool:
         """Return whether the view has read this record of the results log within `timeout_s`."""

@@ -29,20 +29,103 @@ log = get_logger(__name__)
 
 
 class Kind(Enum):
-    """Every problem: its name in `type`, its status, its title."""
+    """Every problem: its name in `type`, its status, its title, and what to do about it."""
 
-    UNPARSABLE = ("unparsable", 400, "The body is not JSON")
-    NOT_FOUND = ("not-found", 404, "There is no such task")
-    NO_ROUTE = ("no-such-route", 404, "There is no such route")
-    METHOD = ("method-not-allowed", 405, "The route does not take this method")
-    ENDED = ("task-has-ended", 409, "The task has ended")
-    GONE = ("gone", 410, "The task is past its retention")
-    TOO_LARGE = ("too-large", 413, "The request is too large")
-    MEDIA = ("unsupported-media-type", 415, "The body must be application/json")
-    INVALID = ("invalid", 422, "The request is not what it must be")
-    INTERNAL = ("internal", 500, "Something went wrong inside the gateway")
-    UNAVAILABLE = ("unavailable", 503, "The gateway cannot answer now")
-    OUTCOME_UNKNOWN = ("outcome-unknown", 503, "It is not known whether the request was taken")
+    UNPARSABLE = (
+        "unparsable",
+        400,
+        "The body is not JSON",
+        "Send one JSON object in UTF-8: no NaN or infinity, no name twice in an object, at most 128 levels deep.",
+    )
+    FORBIDDEN = (
+        "forbidden",
+        403,
+        "The token does not allow this",
+        "Ask for a token with the scope that `detail` names.",
+    )
+    NOT_FOUND = (
+        "not-found",
+        404,
+        "There is no such task",
+        "Check the id. Another tenant's tasks and batches answer so too.",
+    )
+    NO_ROUTE = ("no-such-route", 404, "There is no such route", "`/docs` lists every route.")
+    METHOD = (
+        "method-not-allowed",
+        405,
+        "The route does not take this method",
+        "The header `Allow` names what it takes.",
+    )
+    ENDED = (
+        "task-has-ended",
+        409,
+        "The task has ended",
+        "Nothing is left to cancel: `outcome` says how it ended, and that never changes.",
+    )
+    ID_TAKEN = (
+        "task-id-taken",
+        409,
+        "The task_id is taken",
+        "A task of this id is there that asks for something else, or is no longer known well enough to compare. Take another id, "
+        "or none.",
+    )
+    GONE = (
+        "gone",
+        410,
+        "The task is past its retention",
+        "Results are kept for seven days, unless a cleanup had them forgotten before.",
+    )
+    TOO_LARGE = (
+        "too-large",
+        413,
+        "The request is too large",
+        "Send less: a request has at most 1 MiB, also as the record that is written; a list of them 64 MiB.",
+    )
+    MEDIA = (
+        "unsupported-media-type",
+        415,
+        "The body must be application/json",
+        "Send `Content-Type: application/json`.",
+    )
+    INVALID = (
+        "invalid",
+        422,
+        "The request is not what it must be",
+        "`errors` names each wrong field by its JSON pointer, and what is expected there. Query parameters and headers are under "
+        "`/query` and `/header`.",
+    )
+    KEY_REUSED = (
+        "idempotency-key-reused",
+        422,
+        "The Idempotency-Key was used for another body",
+        "Take a new key for a new request. A key stands for its first body for seven days.",
+    )
+    INTERNAL = (
+        "internal",
+        500,
+        "Something went wrong inside the gateway",
+        "The gateway's log has it under `trace_id`; please report it.",
+    )
+    UNAVAILABLE = (
+        "unavailable",
+        503,
+        "The gateway cannot answer now",
+        "Kafka is away, or the gateway has not read the logs far enough. Nothing was stored; come back after `Retry-After` seconds.",
+    )
+    OUTCOME_UNKNOWN = (
+        "outcome-unknown",
+        503,
+        "It is not known whether the request was taken",
+        "Kafka did not acknowledge it in time, and it may still be written. Send it again with the same `Idempotency-Key` or "
+        "`task_id`: then it is one task whatever happened.",
+    )
+    LANE_FULL = (
+        "lane-full",
+        503,
+        "The lane is over half of its retention",
+        "Its oldest request has waited for more than 36 of the 72 hours that Kafka keeps it. Nothing was stored; come back after "
+        "`Retry-After` seconds, or take another lane.",
+    )
 
     @property
     def name_in_type(self) -> str:
@@ -60,7 +143,17 @@ class Kind(Enum):
     def title(self) -> str:
         return self.value[2]
 
+    @property
+    def remedy(self) -> str:
+        return self.value[3]
 
+
+_OPENAI_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 _BY_STATUS = {404: Kind.NO_ROUTE, 405: Kind.METHOD}
 
 
@@ -82,11 +175,11 @@ class Problem(Exception):
         self.more = more
 
 
-def kind_of(error: Problem | Unavailable) -> Kind:
+def problem_of(error: Problem | Unavailable) -> Problem:
     """Return which problem an error comes out as."""
     if isinstance(error, Problem):
-        return error.kind
-    return Kind.OUTCOME_UNKNOWN if isinstance(error, OutcomeUnknown) else Kind.UNAVAILABLE
+        return error
+    return Problem(Kind.OUTCOME_UNKNOWN if isinstance(error, OutcomeUnknown) else Kind.UNAVAILABLE, str(error) or None)
 
 
 def invalid(pointer: str, detail: str) -> Problem:
@@ -94,22 +187,39 @@ def invalid(pointer: str, detail: str) -> Problem:
     return Problem(Kind.INVALID, f"{pointer or 'the body'}: {detail}", errors=[(pointer, detail)])
 
 
-def response(problem: Problem, trace_id: str) -> Response:
-    """Return the problem's HTTP response; a 503 says when to come back."""
+def described(problem: Problem) -> dict[str, Any]:
+    """Return a problem as JSON, without the trace id that only a response of its own has."""
     kind = problem.kind
-    body: dict[str, Any] = {
+    return {
         "type": kind.type,
         "title": kind.title,
         "status": kind.status,
         "detail": problem.detail or kind.title,
         "errors": [{"pointer": pointer, "detail": detail} for pointer, detail in problem.errors],
-        "trace_id": trace_id,
         **problem.more,
     }
+
+
+def openai_form(problem: Problem) -> dict[str, Any]:
+    """Return a problem as OpenAI's clients expect an error. Source: the `error` object of OpenAI's API reference."""
+    kind = problem.kind
+    pointer = problem.errors[0][0] if problem.errors else ""
+    error = {
+        "message": problem.detail or kind.title,
+        "type": _OPENAI_TYPES.get(kind.status, "server_error" if kind.status >= 500 else "invalid_request_error"),
+        "param": pointer.strip("/").replace("/", ".") or None,
+        "code": kind.name_in_type.replace("-", "_"),
+    }
+    return {"error": error}
+
+
+def response(problem: Problem, trace_id: str) -> Response:
+    """Return the problem's HTTP response; a 503 says when to come back."""
     headers = dict(problem.headers)
-    if kind.status == 503:
+    if problem.kind.status == 503:
         headers.setdefault("Retry-After", str(RETRY_AFTER_S))
-    return Response(orjson.dumps(body), kind.status, headers, MEDIA_TYPE)
+    body = orjson.dumps({**described(problem), "trace_id": trace_id})
+    return Response(body, problem.kind.status, headers, MEDIA_TYPE)
 
 
 def trace_id_of(request: Request) -> str:
@@ -130,8 +240,7 @@ def install(app: FastAPI) -> None:
 
 def response_to(request: Request, error: Problem | Unavailable) -> Response:
     """Return what a call gets that ended in `error`."""
-    problem = error if isinstance(error, Problem) else Problem(kind_of(error), str(error) or None)
-    return response(problem, trace_id_of(request))
+    return response(problem_of(error), trace_id_of(request))
 
 
 async def _foreseen(request: Request, error: Exception) -> Response:

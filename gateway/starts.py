@@ -25,6 +25,7 @@ class Followed:
     progress: Sequence[TopicPartition]
     workers: TopicPartition
     gpus: TopicPartition
+    state: TopicPartition
 
     @classmethod
     def of(cls, kafka: KafkaSettings) -> Followed:
@@ -37,6 +38,7 @@ class Followed:
             progress=[TopicPartition(names.progress, number) for number in numbers],
             workers=TopicPartition(names.workers, 0),
             gpus=TopicPartition(names.gpu_metrics, 0),
+            state=TopicPartition(names.state, 0),
         )
 
 
@@ -46,7 +48,7 @@ async def starts(
     """Return the first offset to read of every log but progress, which depends on what the others hold.
 
     Lanes and retries: from the workers' committed offset, or 60 s ago if that is earlier. Results: from where `results`
-    (partition -> next offset) ends, else from the oldest. Snapshots and GPU samples: from the oldest that is kept.
+    (partition -> next offset) ends, else from the oldest. Snapshots, GPU samples and state: from the oldest that is kept.
 
     Raises: BrokersUnreachable, Unavailable.
     """
@@ -54,12 +56,13 @@ async def starts(
     async with log_reader(kafka, client_id=f"{client_id}-starts") as reader:
         for group, tps in _groups(kafka, followed).items():
             found |= await reader.committed(group, tps)
-        oldest = await reader.starts([*followed.results, followed.workers, followed.gpus])
+        whole = (followed.workers, followed.gpus, followed.state)
+        oldest = await reader.starts([*followed.results, *whole])
     recent = await ends.at_time(found, now_ms - LOOK_BACK_MS)
     found = {tp: min(offset, recent[tp]) for tp, offset in found.items()}
     for tp in followed.results:
         found[tp] = max(results.get(tp.partition, 0), oldest[tp])
-    return found | {tp: oldest[tp] for tp in (followed.workers, followed.gpus)}
+    return found | {tp: oldest[tp] for tp in whole}
 
 
 def _groups(kafka: KafkaSettings, followed: Followed) -> dict[str, Iterable[TopicPartition]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import orjson
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from gateway.ids import new_task_id
+from gateway import ids
 from gateway.problems import Kind, Problem, invalid
 from schemas.codec import MAX_REQUEST_BYTES, DecodeError, decode_request, why_not_json
 from schemas.ids import home, key_of
@@ -23,14 +24,17 @@ _OF_THE_RECORD = tuple(name for name in InferenceTask.model_fields if name not i
 
 
 class SubmitBody(InferenceTask):
-    """The body of a submit call: a request (only `messages` is required), its lane, and its time.
+    """A request (only `messages` is required), its lane, and its time.
 
-    `task_id` and `tenant` are set by the gateway, whatever the body says. `timeout_s` counts from acceptance and excludes
-    `deadline_at_ms`. Unknown fields are ignored.
+    `tenant` is the caller's, whatever the body says. `timeout_s` counts from acceptance and excludes `deadline_at_ms`. Unknown fields
+    are ignored, and null is as good as absent.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
 
+    task_id: (
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$", description="Absent: the gateway gives one.")] | None
+    ) = None
     priority: Annotated[Lane, Field(description="In any case.")] = Lane.NORMAL
     timeout_s: Annotated[float, Field(gt=0, le=_LONGEST_S)] | None = None
     webhook_url: Annotated[str, Field(max_length=2048)] | None = None
@@ -43,7 +47,7 @@ class SubmitBody(InferenceTask):
 
 
 _KNOWN_NAMES = frozenset(
-    {*SubmitBody.model_fields, "mode", "ttl_s", *Message.__annotations__, *Parameters.__annotations__}
+    {*SubmitBody.model_fields, "older_than_s", "mode", "ttl_s", *Message.__annotations__, *Parameters.__annotations__}
 )
 
 
@@ -58,6 +62,59 @@ class Submission:
     value: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A submit call that is right in itself: what it asks, `fingerprint`, and for whom. Whether its time has passed is not known yet."""
+
+    tenant: str
+    body: SubmitBody
+    fields: dict[str, Any]
+    fingerprint: str
+
+    @property
+    def asked(self) -> str:
+        """Return what stands for the whole call, its lane and time included."""
+        whole = [self.tenant, self.fields, self.body.priority, self.body.timeout_s]
+        return ids.hash_of(orjson.dumps(whole, option=orjson.OPT_SORT_KEYS))
+
+    def submission(self, task_id: str, partitions: int, *, now_ms: int, batch_id: str | None = None) -> Submission:
+        """Return the record of the call, accepted at `now_ms`; `batch_id` takes the place of the body's.
+
+        Raises: Problem 422 when its deadline has passed or is too far, 413 when the record would exceed 1 MiB.
+        """
+        fields = self.fields | {"created_at_ms": now_ms, **_due(self.body, now_ms)}
+        if batch_id is not None:
+            fields["batch_id"] = batch_id
+        value = _encoded({"task_id": task_id, "tenant": self.tenant, **fields})
+        _check_as_the_worker_does(value, now_ms)
+        return Submission(task_id, self.body.priority, home(task_id, partitions), key_of(task_id), value)
+
+    def is_of(self, lane: Lane, value: bytes | None) -> bool:
+        """Whether a request that lies on `lane` asks for the same: all fields alike, and the same deadline, or the same time for it."""
+        try:
+            theirs = orjson.loads(value or b"")
+        except orjson.JSONDecodeError:
+            return False
+        if lane is not self.body.priority or not isinstance(theirs, dict):
+            return False
+        times = ("created_at_ms", "deadline_at_ms")
+        ours = {"task_id": self.body.task_id, "tenant": self.tenant, **self.fields}
+        if {k: v for k, v in theirs.items() if k not in times} != {k: v for k, v in ours.items() if k not in times}:
+            return False
+        due_ms, created_ms = theirs.get("deadline_at_ms"), theirs.get("created_at_ms")
+        if not isinstance(due_ms, int) or not isinstance(created_ms, int):
+            return due_ms is None and self.body.deadline_at_ms is None and self.body.timeout_s is None
+        return self._asks_for(due_ms, created_ms)
+
+    def _asks_for(self, due_ms: int, created_ms: int) -> bool:
+        body = self.body
+        if body.timeout_s is not None:
+            return due_ms - created_ms == _timeout_ms(body.timeout_s)
+        if body.deadline_at_ms is None or body.created_at_ms is None:
+            return due_ms == body.deadline_at_ms
+        return due_ms - created_ms == body.deadline_at_ms - body.created_at_ms
+
+
 def parsed(body: bytes) -> dict[str, Any]:
     """Return the JSON object in `body`. Raises: Problem 400 or 422."""
     try:
@@ -67,45 +124,67 @@ def parsed(body: bytes) -> dict[str, Any]:
         raise Problem(Kind.UNPARSABLE, told) from None
     if not isinstance(raw, dict):
         raise invalid("", "must be a JSON object")
+    _refuse_twice(body)
     return raw
 
 
-def submission(raw: dict[str, Any], tenant: str, partitions: int, *, now_ms: int, random: bytes) -> Submission:
-    """Return the record of a submit call that is accepted at `now_ms`.
-
-    Raises: Problem 422 with a JSON pointer for each fault, 413 when the record would exceed 1 MiB.
-    """
+def drafted(raw: object, tenant: str) -> Draft:
+    """Return what a submit call asks. Raises: Problem 422 with a JSON pointer for each fault."""
+    if not isinstance(raw, dict):
+        raise invalid("", "must be a JSON object")
     body = _validated(raw)
     fields = {name: raw[name] for name in _OF_THE_RECORD if raw.get(name) is not None}
-    fields |= {"created_at_ms": now_ms, **_due(body, now_ms)}
-    task_id = _task_id(body, tenant, now_ms, random)
-    value = _encoded({"task_id": task_id, "tenant": tenant, **fields})
-    _check_as_the_worker_does(value, now_ms)
-    return Submission(task_id, body.priority, home(task_id, partitions), key_of(task_id), value)
+    return Draft(tenant, body, fields, _fingerprint(body, tenant))
+
+
+def _refuse_twice(body: bytes) -> None:
+    """Refuse an object that has a name twice: readers differ in which of the two they take. Source: RFC 8259 section 4."""
+    try:
+        _STRICT.decode(body.decode())
+    except _Twice:
+        raise Problem(Kind.UNPARSABLE, "an object in the body has a name twice") from None
+    except RecursionError:
+        raise Problem(Kind.UNPARSABLE, why_not_json("depth limit", "body")) from None
+
+
+class _Twice(Exception):
+    pass
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    if len(pairs) > 1 and len({name for name, _ in pairs}) < len(pairs):
+        raise _Twice
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def _validated(raw: dict[str, Any]) -> SubmitBody:
     given = {name: value for name, value in raw.items() if name in SubmitBody.model_fields and value is not None}
-    # Theirs are not used, so they cannot be wrong.
-    given.pop("task_id", None)
-    given.pop("tenant", None)
     try:
         body = SubmitBody.model_validate(given)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
-        rows = [(_pointer(fault["loc"]), _told(fault["type"], fault["msg"])) for fault in faults]
-        raise Problem(Kind.INVALID, "; ".join(f"{at or '/'}: {told}" for at, told in rows[:3]), errors=rows) from None
+        raise faults_of(error) from None
     if body.timeout_s is not None and body.deadline_at_ms is not None:
         raise invalid("/timeout_s", "give timeout_s or deadline_at_ms, not both")
+    if body.task_id is not None and ids.is_given(body.task_id):
+        raise invalid("/task_id", "is of a form that Triage itself gives")
     if body.webhook_url is not None:
         raise invalid("/webhook_url", "webhooks are not there yet")
     return body
 
 
+def faults_of(error: ValidationError) -> Problem:
+    """Return the problem of a body that is not what it must be, with each fault; nothing of the body is repeated."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    rows = [(_pointer(fault["loc"]), _told(fault["type"], fault["msg"])) for fault in faults]
+    return Problem(Kind.INVALID, "; ".join(f"{at or '/'}: {told}" for at, told in rows[:3]), errors=rows)
+
+
 def _due(body: SubmitBody, now_ms: int) -> dict[str, int]:
     """Return the deadline on the gateway's clock; with the caller's `created_at_ms` only the difference counts."""
     if body.timeout_s is not None:
-        return {"deadline_at_ms": now_ms + max(round(body.timeout_s * 1000), 1)}
+        return {"deadline_at_ms": now_ms + _timeout_ms(body.timeout_s)}
     if body.deadline_at_ms is None:
         return {}
     due_ms = body.deadline_at_ms if body.created_at_ms is None else body.deadline_at_ms - body.created_at_ms + now_ms
@@ -114,13 +193,16 @@ def _due(body: SubmitBody, now_ms: int) -> dict[str, int]:
     return {"deadline_at_ms": due_ms}
 
 
-def _task_id(body: SubmitBody, tenant: str, now_ms: int, random: bytes) -> str:
+def _timeout_ms(timeout_s: float) -> int:
+    return max(round(timeout_s * 1000), 1)
+
+
+def _fingerprint(body: SubmitBody, tenant: str) -> str:
     request = body.model_copy(update={"tenant": tenant})
     try:
-        asked = fingerprint_of(request, effective_parameters(request))
+        return fingerprint_of(request, effective_parameters(request))
     except (TypeError, ValueError):  # what orjson does not write
         raise invalid("/messages", "cannot be written as JSON") from None
-    return new_task_id(asked, now_ms, random)
 
 
 def _encoded(fields: dict[str, Any]) -> bytes:

@@ -23,7 +23,7 @@ from schemas.result import Outcome, Result, Source
 from schemas.topics import Lane, TopicNames
 from streams.task import TaskKey
 
-_BATCH = "triage.batch"
+CLEANUP = "cleanup/"
 _OUTCOMES = {outcome.value.encode(): outcome for outcome in Outcome}
 _ORDER = {lane: number for number, lane in enumerate(Lane)}
 # A place among the waiting: milliseconds, then partition and offset, in one integer.
@@ -34,8 +34,8 @@ _PARTITION_BITS, _OFFSET_BITS = 10, 48
 class Unfinished:
     """A task without an outcome. `offset` is its lane record's; times are broker time, but for `created_at_ms`, the producer's.
 
-    `attempts` 0: not started. `started_at_ms` is the newest start's, None when only its count is known. `deadline_ms` None: a worker
-    refuses the request, or it is not known.
+    `attempts` 0: not started. `started_at_ms` is the newest start's, None when only its count is known, as is `started_offset`, its
+    record's in the progress log, -1. `deadline_ms` None: a worker refuses the request, or it is not known.
     """
 
     task_id: str
@@ -51,6 +51,7 @@ class Unfinished:
     deadline_ms: int | None = None
     attempts: int = 0
     started_at_ms: int | None = None
+    started_offset: int = -1
 
     @property
     def is_waiting(self) -> bool:
@@ -66,6 +67,7 @@ class Unfinished:
 class _Start:
     attempt: int
     at_ms: int
+    offset: int = -1
 
 
 class View:
@@ -86,6 +88,7 @@ class View:
         self.finished, self.recent = finished, Recent()
         self.is_live = False
         self.not_understood = 0
+        self.newest_ms = 0
         self._topics, self._partitions = topics, partitions
         self._on_second_partition = on_second_partition
         self._lanes = {topics.requests(lane): lane for lane in Lane}
@@ -105,15 +108,19 @@ class View:
         """A lane's partition is read from `offset` on: what lies before it has ended, or comes by a retry topic."""
         self._read_to[lane, partition] = offset
 
-    def lane_record(self, lane: Lane, partition: int, offset: int, appended_ms: int, value: bytes | None) -> None:
-        """A request on a lane topic."""
+    def lane_record(
+        self, lane: Lane, partition: int, offset: int, appended_ms: int, value: bytes | None, headers: Headers = ()
+    ) -> str:
+        """A request on a lane topic. Returns its task's id."""
         self._read_to[lane, partition] = offset + 1
         start = self._early.pop((lane, partition, offset), None)
         seen = glance(value)
         task_id = seen.task_id or made_id(lane, partition, offset)
         self._learn(task_id, partition, lane, offset, appended_ms, seen, seen.deadline_ms(appended_ms))
+        self._note(seen.tenant, task_id, partition, appended_ms, headers)
         if start is not None:
             self._started(task_id, partition, start)
+        return task_id
 
     def retry_record(self, partition: int, headers: Headers, value: bytes | None) -> None:
         """A request that waits for another try; its lane record may be long read and committed."""
@@ -125,27 +132,30 @@ class View:
         except (KeyError, ValueError):
             self.not_understood += 1
             return
-        self._learn(task_id, partition, lane, source.offset, appended_ms, glance(value), deadline_ms)
+        seen = glance(value)
+        self._learn(task_id, partition, lane, source.offset, appended_ms, seen, deadline_ms)
+        self._note(seen.tenant, task_id, partition, appended_ms, headers)
         self._started(task_id, partition, _Start(attempts, -1))
 
-    def progress_record(self, partition: int, value: bytes | None) -> None:
-        """A batch that was sent to a backend, or starts of such batches that came to nothing."""
+    def progress_record(self, partition: int, value: bytes | None, offset: int = -1) -> list[str]:
+        """A batch that was sent to a backend, or starts of such batches that came to nothing. Returns the ids of what was started."""
         try:
             raw = orjson.loads(value or b"")
             if "released" in raw:  # starts that came to nothing: the task stays what it is, and is tried again
-                return
+                return []
             at_ms, rows = int(raw["at_ms"]), [(str(a), self._lanes[b], int(c), int(d)) for a, b, c, d in raw["tasks"]]
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             self.not_understood += 1
-            return
-        for task_id, lane, offset, attempt in rows:
-            start = _Start(max(attempt, 1), at_ms)
+            return []
+        for task_id, lane, place, attempt in rows:
+            start = _Start(max(attempt, 1), at_ms, offset)
             if (task_id, partition) in self._unfinished:
                 self._started(task_id, partition, start)
-            elif offset >= self._read_to.get((lane, partition), 0):
-                known = self._early.get((lane, partition, offset), start)
-                merged = _Start(max(known.attempt, start.attempt), max(known.at_ms, start.at_ms))
-                self._early[lane, partition, offset] = merged
+            elif place >= self._read_to.get((lane, partition), 0):
+                known = self._early.get((lane, partition, place), start)
+                merged = _Start(max(known.attempt, start.attempt), max(known.at_ms, start.at_ms), offset)
+                self._early[lane, partition, place] = merged
+        return [task_id for task_id, *_ in rows]
 
     def result_record(
         self, partition: int, offset: int, appended_ms: int, key: bytes | None, headers: Headers, value: bytes | None
@@ -161,7 +171,18 @@ class View:
         if self.is_live and (entry is not None or self._is_new(row.task_id, partition)):
             self.recent.observe(row.lane, row.outcome, appended_ms, value)
         self.finished.add(row)
+        self.newest_ms = max(self.newest_ms, appended_ms)
+        self._note(row.tenant, row.task_id, partition, appended_ms, headers)
         return row.task_id
+
+    def state_record(self, key: bytes | None, value: bytes | None) -> None:
+        """What is remembered together: here, up to when a tenant's finished tasks are forgotten."""
+        try:
+            name = (key or b"").decode()
+            if name.startswith(CLEANUP) and value is not None:
+                self.finished.forget(name.removeprefix(CLEANUP), int(orjson.loads(value)["through_ms"]))
+        except (UnicodeDecodeError, orjson.JSONDecodeError, KeyError, TypeError, ValueError, OverflowError):
+            self.not_understood += 1
 
     def forget_older(self, before_ms: int) -> int:
         """Drop what was appended before, and return how many tasks that were: their requests are past retention, so nobody runs them."""
@@ -182,6 +203,14 @@ class View:
                 found[partition] = entry
         return (found.get(home(task_id, self._partitions)) or found[min(found)]) if found else None
 
+    def unfinished(self, task: TaskKey) -> Unfinished | None:
+        """Return a task that has no outcome."""
+        return self._unfinished.get(task)
+
+    def is_forgotten(self, row: Finished) -> bool:
+        """Whether its tenant had the task forgotten."""
+        return row.at_ms <= self.finished.forgotten_ms(row.tenant)
+
     def ahead(self, entry: Unfinished) -> int:
         """Return how many waiting tasks are expected to start before this one: those of higher lanes, and the older of its own."""
         return self._above(entry.lane) + self._waiting[entry.lane].before(entry.place)
@@ -192,6 +221,10 @@ class View:
 
     def waiting(self, lane: Lane) -> int:
         return len(self._waiting[lane])
+
+    def waiting_since(self, lane: Lane, before_ms: int) -> int:
+        """Return how many waiting tasks of a lane were appended before."""
+        return self._waiting[lane].before(before_ms << (_PARTITION_BITS + _OFFSET_BITS))
 
     def in_flight(self, lane: Lane) -> int:
         return self._in_flight[lane]
@@ -243,7 +276,11 @@ class View:
         if known is not None:
             if _order_of_requests(known) <= _order_of_requests(entry):
                 return
-            entry.attempts, entry.started_at_ms = known.attempts, known.started_at_ms
+            entry.attempts, entry.started_at_ms, entry.started_offset = (
+                known.attempts,
+                known.started_at_ms,
+                known.started_offset,
+            )
             self._drop(known)
         self._unfinished[key] = entry
         if deadline_ms is not None:
@@ -273,7 +310,18 @@ class View:
         entry.attempts = max(entry.attempts, start.attempt)
         if start.at_ms >= 0:
             entry.started_at_ms = max(start.at_ms, entry.started_at_ms or 0)
+        entry.started_offset = max(start.offset, entry.started_offset)
         self._count(entry)
+
+    def _note(self, tenant: str, task_id: str, partition: int, appended_ms: int, headers: Headers) -> None:
+        batch = key_hash = None
+        for name, text in headers:
+            if name == names.BATCH:
+                batch = text
+            elif name == names.IDEMPOTENCY:
+                key_hash = text
+        if batch is not None or key_hash is not None:
+            self.finished.groups.note(tenant, task_id, partition, appended_ms, batch=batch, key_hash=key_hash)
 
     def _result(
         self, partition: int, offset: int, at_ms: int, key: bytes | None, headers: Headers, value: bytes | None
@@ -287,7 +335,7 @@ class View:
                 tenant = text
             elif name == names.SOURCE:
                 source = text
-            elif name == _BATCH:
+            elif name == names.BATCH:
                 batch = text
         try:
             lane = self._lane_of_source.get(source.rsplit(b"/", 2)[0]) if source else None

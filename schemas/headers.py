@@ -15,9 +15,9 @@ CACHEABLE = "triage.cacheable"
 SOURCE = "triage.source"  # also on retries and dead letters
 
 # On a request, copied into its result.
-COPIED = frozenset(
-    {"traceparent", "tracestate", "correlation_id", "kafka_correlationId", "triage.batch", "triage.idempotency"}
-)
+BATCH = "triage.batch"  # <batch_id>;<index>;<total>
+IDEMPOTENCY = "triage.idempotency"  # hash(tenant, route, key)
+COPIED = frozenset({"traceparent", "tracestate", "correlation_id", "kafka_correlationId", BATCH, IDEMPOTENCY})
 
 MOST_COPIED_BYTES = 4096
 

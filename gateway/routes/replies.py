@@ -10,12 +10,13 @@ from fastapi import Depends, Request, Response
 
 from gateway.callers import Caller, caller
 from gateway.core import Gateway
-from gateway.problems import Kind, Problem
+from gateway.problems import Kind, Problem, invalid
 from gateway.tasks import Tasks
 from schemas.headers import Headers
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _MOST_DIGITS = 18
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
 
 
@@ -38,6 +39,12 @@ def tasks_of(request: Request) -> Tasks:
 CallerHere: TypeAlias = Annotated[Caller, Depends(caller)]
 
 
+def told_bytes(request: Request) -> int | None:
+    """Return the length that a request tells of its body, None when it tells none."""
+    told = request.headers.get("content-length", "")
+    return int(told) if told.isdecimal() and len(told) <= _MOST_DIGITS else None
+
+
 async def json_body(request: Request, most_bytes: int) -> bytes:
     """Return the body of a JSON request; no more than `most_bytes` of it is ever held. Raises: Problem 413 or 415."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -51,6 +58,24 @@ async def json_body(request: Request, most_bytes: int) -> bytes:
         if len(body) > most_bytes:
             raise _too_large(most_bytes)
     return bytes(body)
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Return the caller's `Idempotency-Key`, None when there is none. Raises: Problem 422."""
+    given = request.headers.get("idempotency-key")
+    if given is not None and _IDEMPOTENCY_KEY.fullmatch(given) is None:
+        raise invalid("/header/Idempotency-Key", "must be 1 to 255 visible ASCII characters")
+    return given
+
+
+KEY_PARAMETER: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same key and body again is the same task again, for at least 24 hours.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    "example": "ward7-2026-11-24-0031",
+}
 
 
 def trace_headers(request: Request) -> Headers:

@@ -14,10 +14,10 @@ import httpx
 import orjson
 
 from gateway.app import new_app
+from gateway.calls import Calls
 from gateway.core import Gateway
 from gateway.finished import FinishedFile
 from gateway.ports import OutcomeUnknown, Stored, Unavailable
-from gateway.tasks import Tasks
 from gateway.view import View
 from gateway.waiters import Waiters
 from schemas.codec import encode
@@ -88,6 +88,9 @@ class FakeLogs:
             raise Unavailable("behind")
         self.feed()
 
+    async def reach_state(self) -> None:
+        await self.reach(None)
+
     async def reach_result(self, partition: int, offset: int, timeout_s: float) -> bool:
         if not self.is_behind:
             self.feed()
@@ -136,12 +139,14 @@ def feed(view: View, record: Record) -> str | None:
         view.finished.consumed(record.partition, record.offset + 1)
         return found
     if record.topic == NAMES.progress:
-        view.progress_record(record.partition, record.value)
+        view.progress_record(record.partition, record.value, record.offset)
+    elif record.topic == NAMES.state:
+        view.state_record(record.key, record.value)
     elif ".retry." in record.topic:
         view.retry_record(record.partition, record.headers, record.value)
     else:
         lane = NAMES.lane_of(record.topic)
-        view.lane_record(lane, record.partition, record.offset, record.at_ms, record.value)
+        view.lane_record(lane, record.partition, record.offset, record.at_ms, record.value, record.headers)
     return None
 
 
@@ -196,13 +201,14 @@ class FakeGateway(Gateway):
         self.fake = self.logs = FakeLogs(self.view)
         self.ready.set()
         numbers = itertools.count()
-        self._tasks = Tasks(
+        self._calls = Calls.over(
             NAMES,
             PARTITIONS,
             self.view,
             self.fleet,
             self.fake,
             self.waiters,
+            self.metrics,
             random=lambda count: next(numbers).to_bytes(count, "big"),
         )
         transport = httpx.ASGITransport(new_app(self), raise_app_exceptions=False)

@@ -158,7 +158,17 @@ async def test_a_mebibyte_is_taken_and_a_byte_more_is_not(room: int, status: int
     assert (status, status == 202) == (response.status_code, any(gateway.fake.records.values()))
 
 
-@pytest.mark.parametrize("path", ["/v1/async/status/t", "/v1/async/result/t", "/v1/async/cancel/t", "/v1/async/stats"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/async/status/t",
+        "/v1/async/result/t",
+        "/v1/async/cancel/t",
+        "/v1/async/batch-status/t",
+        "/v1/async/events?task_id=t",
+        "/v1/async/stats",
+    ],
+)
 @pytest.mark.parametrize("content", [b"", b"not json", b"[" * 10_000])
 async def test_a_body_where_none_belongs_changes_nothing(gateway: FakeGateway, path: str, content: bytes) -> None:
     method = "DELETE" if "cancel" in path else "GET"
@@ -367,6 +377,11 @@ TASK_ROUTES = [
     "GET /v1/async/result/t",
     "DELETE /v1/async/cancel/t",
     "GET /v1/async/stats",
+    "POST /v1/async/submit-batch",
+    "GET /v1/async/batch-status/b",
+    "POST /v1/async/cleanup",
+    "GET /v1/async/events?task_id=t",
+    "GET /v1/async/events?batch_id=b",
 ]
 
 
@@ -374,7 +389,7 @@ TASK_ROUTES = [
 @pytest.mark.parametrize("state", ["before Kafka", "catching up", "away"])
 async def test_while_the_view_cannot_tell_it_is_503_and_never_404(gateway: FakeGateway, route: str, state: str) -> None:
     if state == "before Kafka":
-        gateway._tasks = gateway.logs = None
+        gateway._calls = gateway.logs = None
     elif state == "catching up":
         gateway.fake.is_caught_up = False
         gateway.ready.clear()
@@ -599,7 +614,8 @@ async def test_pages_and_probes(gateway: FakeGateway, path: str) -> None:
 
 async def test_the_description_names_every_route_and_resolves(gateway: FakeGateway) -> None:
     described = (await gateway.http.get("/openapi.json")).json()
-    paths = {"submit", "status/{task_id}", "result/{task_id}", "cancel/{task_id}", "stats", "health"}
+    paths = {"submit", "submit-batch", "status/{task_id}", "result/{task_id}", "cancel/{task_id}", "stats", "health"}
+    paths |= {"batch-status/{batch_id}", "cleanup", "events"}
     assert {f"/v1/async/{path}" for path in paths} <= set(described["paths"])
     text = orjson.dumps(described).decode()
     wanted = {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}
@@ -610,11 +626,15 @@ async def test_the_description_names_every_route_and_resolves(gateway: FakeGatew
 async def test_the_description_names_every_problem_of_a_route(gateway: FakeGateway) -> None:
     paths = (await gateway.http.get("/openapi.json")).json()["paths"]
     assert {
-        "submit": {"202", "400", "413", "415", "422", "503"},
-        "status/{task_id}": {"200", "404", "410", "503"},
-        "result/{task_id}": {"200", "202", "404", "410", "422", "503"},
-        "cancel/{task_id}": {"200", "202", "404", "409", "410", "503"},
-        "stats": {"200", "503"},
+        "submit": {"202", "400", "403", "409", "413", "415", "422", "503"},
+        "submit-batch": {"202", "400", "403", "413", "415", "422", "503"},
+        "batch-status/{batch_id}": {"200", "403", "404", "410", "503"},
+        "status/{task_id}": {"200", "403", "404", "410", "503"},
+        "result/{task_id}": {"200", "202", "403", "404", "410", "422", "503"},
+        "cancel/{task_id}": {"200", "202", "403", "404", "409", "410", "503"},
+        "cleanup": {"200", "400", "403", "413", "415", "422", "503"},
+        "events": {"200", "204", "403", "404", "410", "422", "503"},
+        "stats": {"200", "403", "503"},
         "health": {"200", "503"},
     } == {
         path.removeprefix("/v1/async/"): set(route["responses"])

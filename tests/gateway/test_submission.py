@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.ids import new_task_id
 from gateway.problems import Kind, Problem
-from gateway.submission import Submission, parsed, submission
+from gateway.submission import Submission, drafted, parsed
 from schemas.codec import decode_request
 from schemas.ids import home
 from schemas.topics import Lane
@@ -22,14 +23,22 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 def made(caller: str = "ward7", **fields: Any) -> Submission:
-    return submission({"messages": MESSAGES, **fields}, caller, 12, now_ms=NOW_MS, random=b"r" * 10)
+    draft = drafted({"messages": MESSAGES, **fields}, caller)
+    task_id = draft.body.task_id or new_task_id(draft.fingerprint, NOW_MS, b"r" * 10)
+    return draft.submission(task_id, 12, now_ms=NOW_MS)
 
 
 def test_the_record_is_a_request_of_the_caller_s_tenant_at_home_on_its_partition() -> None:
-    found = made(task_id="mine", tenant="theirs")
+    found = made(tenant="theirs")
     request = decode_request(found.value)
     assert (found.task_id, "ward7", NOW_MS) == (request.task_id, request.tenant, request.created_at_ms)
     assert (home(found.task_id, 12), found.task_id[:4].encode()) == (found.partition, found.key)
+
+
+def test_a_caller_s_own_id_is_the_record_s_id_and_key() -> None:
+    found = made(task_id="ward7:018f")
+    assert ("ward7:018f", "ward7:018f") == (found.task_id, decode_request(found.value).task_id)
+    assert (home("ward7:018f", 12), b"ward7") == (found.partition, found.key)
 
 
 def test_all_fields_of_a_request_travel_and_others_do_not() -> None:
@@ -104,6 +113,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"schema_version": 2}, "/schema_version"),
     ({"webhook_url": "https://secret"}, "/webhook_url"),
     ({"agent_type": ""}, "/agent_type"),
+    ({"task_id": "has secret spaces"}, "/task_id"),
+    ({"task_id": "x" * 129}, "/task_id"),
+    ({"task_id": ""}, "/task_id"),
+    ({"task_id": 5}, "/task_id"),
+    ({"task_id": "critical.3.17"}, "/task_id"),
+    ({"task_id": "theirs:replay.3.17"}, "/task_id"),
+    ({"tenant": 5}, "/tenant"),
+    ({"tenant": ""}, "/tenant"),
     ({"budget": "secret"}, "/budget"),
 ]
 
@@ -142,6 +159,13 @@ def test_a_record_of_a_mebibyte_is_taken_and_a_larger_one_is_not() -> None:
         (b"{", Kind.UNPARSABLE),
         (b"\xff\xfe", Kind.UNPARSABLE),
         (b"[" * 5000, Kind.UNPARSABLE),
+        (b"[" * 100_000, Kind.UNPARSABLE),
+        (b'{"a": 1, "a": 1}', Kind.UNPARSABLE),
+        (b'{"a": [{"b": {"c": 1, "c": 2}}]}', Kind.UNPARSABLE),
+        (b'{"a": 1, "\\u0061": 1}', Kind.UNPARSABLE),
+        (b'{"a": NaN}', Kind.UNPARSABLE),
+        (b'{"a": "\\ud800"}', Kind.UNPARSABLE),
+        (b'{"a": 1e999}', Kind.UNPARSABLE),
         (b"[]", Kind.INVALID),
         (b"null", Kind.INVALID),
     ],
@@ -150,6 +174,53 @@ def test_a_body_that_is_no_object(body: bytes, kind: Kind) -> None:
     with pytest.raises(Problem) as caught:
         parsed(body)
     assert kind is caught.value.kind
+
+
+def test_a_name_that_comes_twice_is_no_fault_where_it_names_two_things() -> None:
+    assert {"a": {"a": "a"}, "b": [{"a": 1}, {"a": 2}]} == parsed(b'{"a": {"a": "a"}, "b": [{"a": 1}, {"a": 2}]}')
+
+
+ASKED: dict[str, Any] = {"task_id": "t", "metadata": {"a": "b"}, "priority": "high"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, True),
+        ({"priority": "HIGH"}, True),
+        ({"priority": "low"}, False),
+        ({"metadata": {"a": "c"}}, False),
+        ({"model": "m"}, False),
+        ({"timeout_s": 30}, False),
+        ({"unknown": 1}, True),
+    ],
+)
+def test_a_stored_request_asks_the_same_when_every_field_and_its_lane_are_the_same(
+    fields: dict[str, Any], expected: bool
+) -> None:
+    stored = made(**ASKED)
+    assert expected is drafted({"messages": MESSAGES, **ASKED, **fields}, "ward7").is_of(stored.lane, stored.value)
+    assert not drafted({"messages": MESSAGES, **ASKED, **fields}, "another").is_of(stored.lane, stored.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ({"timeout_s": 30}, {"timeout_s": 30}, True),
+        ({"timeout_s": 30}, {"timeout_s": 31}, False),
+        ({"timeout_s": 30}, {}, False),
+        ({"deadline_at_ms": NOW_MS + 9_000}, {"deadline_at_ms": NOW_MS + 9_000}, True),
+        ({"deadline_at_ms": NOW_MS + 9_000}, {"deadline_at_ms": NOW_MS + 9_001}, False),
+        ({"created_at_ms": 5, "deadline_at_ms": 105}, {"created_at_ms": 5, "deadline_at_ms": 105}, True),
+        ({"created_at_ms": 5, "deadline_at_ms": 105}, {"created_at_ms": 6, "deadline_at_ms": 106}, True),
+        ({"created_at_ms": 5, "deadline_at_ms": 105}, {"created_at_ms": 5, "deadline_at_ms": 106}, False),
+    ],
+)
+def test_a_stored_request_asks_the_same_when_the_caller_gave_it_the_same_time(
+    before: dict[str, Any], after: dict[str, Any], expected: bool
+) -> None:
+    stored = made(**ASKED, **before)
+    assert expected is drafted({"messages": MESSAGES, **ASKED, **after}, "ward7").is_of(stored.lane, stored.value)
 
 
 JSON = st.recursive(
