@@ -105,7 +105,7 @@ class Worker:
         self._datadir.mkdir(parents=True, exist_ok=True)
         await self._build()
         try:
-            await self._start()
+            self._start()
             joining = asyncio.create_task(self._say_when_ready(ready))
             await self._until(stop)
             joining.cancel()
@@ -207,7 +207,7 @@ class Worker:
     def _apps(self) -> list[App]:
         return [*(intake.app for intake in self._intakes), self._control.app]
 
-    async def _start(self) -> None:
+    def _start(self) -> None:
         self._serve_metrics()
         self._watch(self._tick(), "ticker")  # from here on it is heard of, also while it joins its groups
         self._watch(self._history.run(), "log reader")
@@ -218,10 +218,9 @@ class Worker:
         for app in self._apps:
             bind_to_running_loop(app)
             app.finalize()
-        # In parallel: one after another, each would wait for its own join of its group.
-        await asyncio.gather(*(app.maybe_start() for app in self._apps))
+        # Not awaited: one has started when it was given partitions and has read its tables, which takes as long as they are large.
         for app in self._apps:
-            self._watch(app.wait_until_stopped(), f"app {app.conf.id}")
+            self._watch(_started_and_stopped(app), f"app {app.conf.id}")
         self._watch(self._follow_fleet(), "GPU reader")
 
     async def _say_when_ready(self, ready: asyncio.Event | None) -> None:
@@ -415,3 +414,8 @@ class Worker:
             classes=self._describer.classes(now_s=now_s, to_ms=self._clock.ms),
             backends=self._describer.backends(),
         )
+
+
+async def _started_and_stopped(app: App) -> None:
+    await app.maybe_start()
+    await app.wait_until_stopped()

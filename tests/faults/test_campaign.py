@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faults.campaign import LONG, SHORT, Form, run
+from tests.faults.campaign import LONG, SHORT, Form, run, system
 from tests.faults.campaign.report import answered_again, silent_s
 from tests.faults.campaign.schedule import plan
 from tests.faults.history import Line
@@ -57,7 +59,21 @@ async def test_under_seeded_faults_nothing_is_lost_and_nothing_told_changes(
     assert report.verdict.passed, report.verdict.table()
     assert {} == report.ended_alone
     assert {} == report.overdue
+    assert {} == report.late
     assert len(report.kinds) >= (6 if seconds is None else 1)
+
+
+async def test_a_process_that_is_not_ready_in_time_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "_READY_S", 0.05)
+    said: list[str] = []
+    command = ["sleep", "60"]
+    member = system.Member("deaf", lambda: subprocess.Popen(command, stdout=subprocess.PIPE, text=True), said.append)
+    assert not await member.back()
+    assert (1, ["deaf was not ready within 0.05 s"]) == (member.late_count, said)
+    assert member.process is not None
+    member.process.kill()
+    await asyncio.get_running_loop().shutdown_default_executor()  # it still reads for the line
+    member.process.communicate()
 
 
 def test_a_seed_gives_one_schedule_and_another_seed_another() -> None:

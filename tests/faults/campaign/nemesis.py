@@ -125,10 +125,10 @@ class Nemesis:
     async def _scale_workers(self, fault: Planned, evidence: Evidence) -> None:
         """One more, then only that one, then those of before."""
         extra = self.system.new_worker()
-        await extra.start()
+        await extra.back()
         codes = await asyncio.gather(*(worker.end(signal.SIGTERM) for worker in self.system.workers))
-        evidence(f"{extra.name} ready, then the others ended with {codes}")
-        await asyncio.gather(*(worker.start() for worker in self.system.workers))
+        evidence(f"{extra.name} joined, then the others ended with {codes}")
+        await asyncio.gather(*(worker.back() for worker in self.system.workers))
         evidence(f"{extra.name} ended with {await extra.end(signal.SIGTERM)}")
 
     # Brokers.
@@ -236,8 +236,8 @@ async def _ended_and_back(member: Member, how: signal.Signals, evidence: Evidenc
     pid = member.pid
     code = await member.end(how)
     evidence(f"{member.name}, pid {pid}, ended with {code}")
-    await member.start()
-    evidence(f"{member.name} is ready again as pid {member.pid}")
+    if await member.back():
+        evidence(f"{member.name} is ready again as pid {member.pid}")
 
 
 async def _leader(bootstrap: str, topic: str, partition: int) -> int:

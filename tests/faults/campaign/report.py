@@ -18,7 +18,8 @@ from tests.faults.history import Line
 @dataclass(frozen=True)
 class Report:
     """`answered_s`: by fault, seconds from its beginning until each partition had answered something asked after it; None: never.
-    `ended_alone`: exit statuses of processes that ended unasked; `overdue`: how often one ended too late after SIGTERM.
+    `ended_alone`: exit statuses of processes that ended unasked; `overdue`: how often one ended too late after SIGTERM,
+    `late`: how often one was not ready in time.
     `silent_s`: the longest time between two tasks that completed. `lag_s`: how late the harness itself was at most."""
 
     verdict: Verdict
@@ -31,12 +32,13 @@ class Report:
     twice_count: int
     ended_alone: Mapping[str, Sequence[int]]
     overdue: Mapping[str, int]
+    late: Mapping[str, int]
     is_drained: bool
     lag_s: float
 
     @property
     def passed(self) -> bool:
-        return self.verdict.passed and self.is_drained and not self.ended_alone and not self.overdue
+        return self.verdict.passed and self.is_drained and not (self.ended_alone or self.overdue or self.late)
 
     def as_json(self) -> dict[str, Any]:
         return self.verdict.as_json() | {
@@ -47,6 +49,7 @@ class Report:
             "answered_again_s": self.answered_s,
             "ended_by_itself": {name: list(codes) for name, codes in self.ended_alone.items()},
             "ended_too_late": dict(self.overdue),
+            "ready_too_late": dict(self.late),
             "drained": self.is_drained,
             "left_out": list(self.left_out),
             "harness_late_s": round(self.lag_s, 3),
@@ -76,6 +79,7 @@ class Report:
         alone = Counter(f"{name} with {code}" for name, codes in self.ended_alone.items() for code in codes)
         rows += [f"{'ended by itself':<18}{count:>12}  {what}" for what, count in sorted(alone.items())]
         rows += [f"{'ended too late':<18}{count:>12}  {name}" for name, count in sorted(self.overdue.items())]
+        rows += [f"{'ready too late':<18}{count:>12}  {name}" for name, count in sorted(self.late.items())]
         rows += [
             "",
             f"{'faults':<18}{'count':>6}{'p50':>9}{'max':>9}   until all partitions answered what came after its beginning",

@@ -93,6 +93,7 @@ async def run(form: Form, seed: int, folder: Path, say: Callable[[str], None]) -
         twice_count=_answered_twice(history, parts.backends),
         ended_alone={each.name: each.ended_alone for each in parts.system.all if each.ended_alone},
         overdue={each.name: each.overdue_count for each in parts.system.all if each.overdue_count},
+        late={each.name: each.late_count for each in parts.system.all if each.late_count},
         is_drained=is_drained,
         lag_s=parts.lag.most_s,
     )

@@ -46,7 +46,7 @@ class Replicated(Stack):
 class Member:
     """One process. `start` returns when it is ready; one that ends without having been told to is started again and counted.
 
-    `overdue_count`: how often it did not end in time after a signal.
+    `overdue_count`: how often it did not end in time after a signal; `late_count`: how often it was not ready in time.
     """
 
     def __init__(self, name: str, spawn: Callable[[], subprocess.Popen[str]], say: Callable[[str], None]) -> None:
@@ -54,7 +54,7 @@ class Member:
         self.process: subprocess.Popen[str] | None = None
         self.is_wanted = False
         self.ended_alone: list[int] = []
-        self.overdue_count = 0
+        self.overdue_count = self.late_count = 0
         self._starting = asyncio.Lock()
         self._noted: subprocess.Popen[str] | None = None
 
@@ -70,11 +70,21 @@ class Member:
             while self.is_wanted and not await self._started():  # noqa: ASYNC110 - a pause before the next try
                 await asyncio.sleep(_LOOK_S)
 
+    async def back(self) -> bool:
+        """Start it once more and return whether it got ready; one that does not is counted, and left to itself."""
+        try:
+            await self.start()
+        except TimeoutError:
+            self._say(f"{self.name} was not ready within {_READY_S:g} s")
+            self.late_count += 1
+            return False
+        return True
+
     async def look(self) -> None:
         """Start it again if it ended by itself."""
         if self.is_wanted and not self._starting.locked() and self.process is not None and self._code() is not None:
             self._note_end()
-            await self.start()
+            await self.back()
 
     async def _started(self) -> bool:
         async with self._starting:
