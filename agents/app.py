@@ -33,7 +33,7 @@ from schemas.topics import Lane
 from streams.brokertime import BrokerClock
 from streams.caching import AnswerCache, CacheIndex
 from streams.dispatcher import Dispatcher
-from streams.fleet import Fleet
+from streams.fleet import Fleet, pools_of
 from streams.ports import Backend
 from streams.retrying import InPlaceRetries, RetryBudget
 from streams.settings import Settings
@@ -79,7 +79,7 @@ class Worker:
         self._metrics_server: Any = None
         self._metrics = WorkerMetrics(self.registry)
         self._clock = BrokerClock()
-        self._fleet = Fleet(settings.gpus.stale_after_s, settings.pressure)
+        self._fleet = Fleet(settings.gpus.stale_after_s, settings.pressure, pools_of(settings.backends))
         self._cache = AnswerCache(settings.cache.max_entries, settings.cache.max_bytes)
         self._is_draining = False
         self._catching_up, self._retry_watchdog = Watchdog(), Watchdog()
@@ -333,10 +333,11 @@ class Worker:
             now_s = monotonic_s()
             now_ms = self._clock.ms(now_s)
             for sample, appended_ms in self._control.gpu_samples():
-                change = self._fleet.observe(sample, now_s=now_s, age_s=(now_ms - appended_ms) / 1000)
-                if change is not None:
-                    log.info("GPU pressure changed", gpu=sample.gpu.uuid, cause=str(change))
-                    self._dispatch.kick()
+                self._fleet.observe(sample, now_s=now_s, age_s=(now_ms - appended_ms) / 1000)
+            for change in self._fleet.changes(now_s=now_s):
+                before, after = (level.name if level is not None else None for level in (change.before, change.after))
+                log.info("GPU pressure changed", gpu=change.gpu, before=before, after=after, cause=change.cause)
+                self._dispatch.kick()
             await asyncio.sleep(_FLEET_TICK_S)
 
     async def _tick(self) -> None:
