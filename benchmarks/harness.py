@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +46,10 @@ class Bench:
         return kafka.names
 
     @contextmanager
-    def worker(self, names: TopicNames, *, kind: str = "openai") -> Iterator[subprocess.Popen[str]]:
-        """Triage's worker on these topics, ready. Kind vllm gets a whole batch in one call."""
+    def worker(
+        self, names: TopicNames, *, kind: str = "openai", slots: int = IN_FLIGHT, settings: str = ""
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Triage's worker on these topics, ready. Kind vllm gets a whole batch in one call; `settings` are further tables of its file."""
         folder = Path(tempfile.mkdtemp(prefix="triage-bench-"))
         config = folder / "triage.toml"
         config.write_text(
@@ -65,7 +67,8 @@ level = "warning"
 name = "stub"
 kind = "{kind}"
 url = "{self.url}"
-max_concurrency = {IN_FLIGHT}
+max_concurrency = {slots}
+{settings}
 """
         )
         with child([sys.executable, "-m", "cli", "worker", "--json", "--config", str(config)]) as process:
@@ -103,18 +106,22 @@ class Results:
         records: list[Any] = []
         async with asyncio.timeout(timeout_s):
             while len(records) < count:
-                for batch in (await self.consumer.getmany(timeout_ms=200)).values():
-                    records += batch
+                records += await self.more()
         return records
+
+    async def more(self) -> list[Any]:
+        """Return what has come; [] when nothing does for a fifth of a second."""
+        fetched = await self.consumer.getmany(timeout_ms=200)
+        return [record for batch in fetched.values() for record in batch]
 
 
 @contextmanager
-def bench(latency_ms: float = LATENCY_MS) -> Iterator[Bench]:
-    """A broker and a stub server for one benchmark."""
+def bench(latency_ms: float = LATENCY_MS, slots: int | None = None) -> Iterator[Bench]:
+    """A broker and a stub server for one benchmark; the server works on `slots` calls at once, None: on all of them."""
     # A topic that was made a moment ago has no leader yet, which the client says again and again.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     (port,) = free_ports(1)
-    stub = [sys.executable, "-m", "benchmarks.stub", str(port), str(latency_ms)]
+    stub = [sys.executable, "-m", "benchmarks.stub", str(port), str(latency_ms), *([str(slots)] if slots else [])]
     with KafkaCluster() as cluster, child(stub) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -122,8 +129,8 @@ def bench(latency_ms: float = LATENCY_MS) -> Iterator[Bench]:
 
 
 @contextmanager
-def child(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent())  # noqa: PLW1509
+def child(command: Sequence[str], env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, preexec_fn=die_with_parent())  # noqa: PLW1509
     try:
         yield process
     finally:

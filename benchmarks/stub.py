@@ -1,6 +1,7 @@
-"""A model server that costs next to nothing: answers every POST after a fixed time. `python -m benchmarks.stub PORT MS`.
+"""A model server that costs next to nothing: answers every POST after a fixed time. `python -m benchmarks.stub PORT MS [SLOTS]`.
 
 A batch of conversations gets an answer for each that only its own can have: the CRC of the last message.
+With SLOTS it works on so many calls at once, and the others wait, first come first served.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import zlib
-from typing import Any
+from collections import deque
+from typing import Any, ClassVar
 
 import orjson
 import uvloop
@@ -37,6 +39,8 @@ class Stub(asyncio.Protocol):
     """HTTP/1.1 with keep-alive, one request at a time per connection, as our clients send them."""
 
     latency_s = 0.02
+    free_slots = 1 << 30
+    waiting: ClassVar[deque[tuple[Stub, bytes]]] = deque()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport  # uvloop's is no asyncio.Transport
@@ -48,12 +52,24 @@ class Stub(asyncio.Protocol):
         if not separator or len(body) < _content_length(head):
             return
         self._buffer = b""
-        if head.startswith(b"POST /v1/chat/completions/batch"):
-            asyncio.get_running_loop().call_later(self.latency_s, self._write, _batch_answer(body))
-        elif head.startswith(b"POST"):
-            asyncio.get_running_loop().call_later(self.latency_s, self._write, _ANSWERED)
+        if head.startswith(b"POST"):
+            is_batch = head.startswith(b"POST /v1/chat/completions/batch")
+            Stub.waiting.append((self, _batch_answer(body) if is_batch else _ANSWERED))
+            Stub.begin()
         else:
             self._write(_LISTED)
+
+    @staticmethod
+    def begin() -> None:
+        """Begin what there is a slot for."""
+        while Stub.waiting and Stub.free_slots:
+            Stub.free_slots -= 1
+            asyncio.get_running_loop().call_later(Stub.latency_s, Stub._end, *Stub.waiting.popleft())
+
+    def _end(self, response: bytes) -> None:
+        Stub.free_slots += 1
+        self._write(response)
+        Stub.begin()
 
     def _write(self, response: bytes) -> None:
         if not self._transport.is_closing():
@@ -86,12 +102,12 @@ def _content_length(head: bytes) -> int:
     return int(lower[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
 
 
-async def main(port: int, latency_s: float) -> None:
-    Stub.latency_s = latency_s
+async def main(port: int, latency_s: float, slots: int | None = None) -> None:
+    Stub.latency_s, Stub.free_slots = latency_s, slots or Stub.free_slots
     server = await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", port)
     print("ready", flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1]), float(sys.argv[2]) / 1000))
+    uvloop.run(main(int(sys.argv[1]), float(sys.argv[2]) / 1000, *map(int, sys.argv[3:])))

@@ -229,7 +229,8 @@ class Simulation:
         """A retry topic gives the task back, as a new delivery."""
         self._in_retry -= 1
         task = self._task(_arrival(effect.task))
-        task.task_id, task.hops, task.attempts = effect.task.task_id, effect.hops, effect.task.attempts
+        task.task_id, task.hops = effect.task.task_id, effect.hops
+        task.attempts = task.past_attempts = effect.task.attempts
         self._perform(self.decides.accept(task, now_s=now_s))
 
     # Servers
