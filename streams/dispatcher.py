@@ -21,6 +21,7 @@ from streams.backends import BackendState
 from streams.batching import RouteClass, Window
 from streams.brokertime import BrokerClock
 from streams.caching import AnswerCache
+from streams.cost import Costs
 from streams.errors import (
     BackendOverloaded,
     BackendRejected,
@@ -123,6 +124,8 @@ class _Running:
     task: Task
     served: Served
     backend: BackendState
+    is_charged: bool = False
+    """Whether its lane was charged its cost, and is to be paid back, or to pay, what it took less or more."""
 
 
 @dataclass
@@ -138,6 +141,7 @@ class Dispatcher:
     cache: AnswerCache
     new_batch_id: Callable[[], str]
     retries: InPlaceRetries | None = None
+    costs: Costs = field(default_factory=Costs)
     next_deadline_s: float | None = None
     backends: dict[str, BackendState] = field(default_factory=dict)
     waiting_counts: WaitingCounts = field(default_factory=WaitingCounts)
@@ -192,6 +196,8 @@ class Dispatcher:
             return [Finish(task, result)]
         if self._is_unknown_model(task):
             return [self._end(task, UnknownModel(), now_s)]
+        task.bound_tokens = task.bound_tokens or task.cost_tokens
+        task.cost_tokens = self.costs.expected(task)
         self._sequence += 1
         task.sequence = self._sequence
         task.tries_left = 0 if task.hops else self.settings.retry.in_place_tries
@@ -265,6 +271,10 @@ class Dispatcher:
             return []
         latency_s = now_s - (now_s if task.dispatched_s is None else task.dispatched_s)
         running.backend.observe(running.served.model, latency_s)
+        if answer.usage is not None:
+            self.costs.learn(task, answer.usage)
+            if running.is_charged:
+                self._correct(task, answer.usage.total_tokens)
         self._forget(task)
         served = running.served if not answer.dropped else _with_dropped(running.served, answer.dropped)
         result = outcome.completed(task, served, answer.output, answer.usage, now_s=now_s, now_ms=self.clock.ms(now_s))
@@ -400,6 +410,8 @@ class Dispatcher:
             self._waits_for(batch.backend, each, now_s) for each in Lane if each != lane
         )
         self._turns.spend(lane, batch.tokens, alone=alone)
+        for task in batch.tasks:
+            self._running[task.key].is_charged = not alone
         self._tidy(lane)
         return batch
 
@@ -416,7 +428,7 @@ class Dispatcher:
             if key is None or (best is not None and best[0].head(best[1]).sequence < window.head(key).sequence):
                 continue
             head = window.head(key)
-            tokens = _within_context(head.cost_tokens, [c for c in candidates if _may_serve(c, route)])
+            tokens = _within_context(head.bound_tokens, [c for c in candidates if _may_serve(c, route)])
             want = Want(head.model, head.request.agent_type, tokens)
             if lane is Lane.LOW and self._router.sheds_low(want, candidates):
                 continue
@@ -501,6 +513,12 @@ class Dispatcher:
         assert self.retries is not None
         self.retries.budget.earn()
         return running
+
+    def _correct(self, task: Task, tokens: int) -> None:
+        """Have a lane pay for what a task took and not for what it was expected to; one without work gains no credit by it."""
+        self._turns.correct(task.lane, tokens - task.cost_tokens)
+        if not self._windows[task.lane]:
+            self._turns.forget(task.lane)
 
     def _note_failure(self, state: BackendState, error: ServingError, now_s: float) -> None:
         if isinstance(error, BackendOverloaded):

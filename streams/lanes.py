@@ -65,6 +65,10 @@ class DeficitRoundRobin:
                 share = tokens * self.weights[other] / self.weights[lane]
                 self._deficit[other] = min(deficit + share, 0.0)
 
+    def correct(self, lane: Lane, tokens: int) -> None:
+        """Charge a lane what a task took beyond its cost, or pay back (negative) what it took less."""
+        self._deficit[lane] = max(self._deficit[lane] - tokens, -MOST_DEBT_TOKENS)
+
     def forget(self, lane: Lane) -> None:
         """Take a lane's credit away: it has no work."""
         self._deficit[lane] = min(self._deficit[lane], 0.0)

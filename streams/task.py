@@ -25,7 +25,8 @@ class Task:
     `place` is the topic and partition of the record that was delivered: what it holds up while it waits.
     `attempts` counts starts, `past_attempts` those before the record that was delivered, `tries_left` tries within this worker, `hops`
     the retry topics it failed its way through, `crashes` the workers that ended while they ran it. It is not run before `not_before_s`,
-    infinite while another worker runs it. `deadline_s` and `accepted_s` are monotonic; the `_ms` times are broker time.
+    infinite while another worker runs it. `cost_tokens` are what it is expected to take, `bound_tokens` the most it may take: both are
+    frozen at intake. `deadline_s` and `accepted_s` are monotonic; the `_ms` times are broker time.
     """
 
     task_id: str
@@ -55,6 +56,7 @@ class Task:
     not_before_s: float = 0.0
     place: tuple[str, int] = ("", 0)
     sequence: int = 0
+    bound_tokens: int = 0
 
     @property
     def key(self) -> TaskKey:

@@ -132,3 +132,16 @@ def test_a_turn_goes_to_a_lane_that_asked_and_never_takes_long(asked: list[tuple
         turns.spend(lane, costs[lane], alone=len(costs) == 1)
         if runs_dry:
             turns.forget(lane)
+
+
+def test_should_pay_back_what_was_charged_and_not_taken() -> None:
+    """Two lanes of one weight, each charged 100 a task; one takes 50 of it: corrected, it is served twice as many tasks."""
+    lanes = DeficitRoundRobin({Lane.HIGH: 1, Lane.LOW: 1})
+    served = Counter[Lane]()
+    for _ in range(3000):
+        lane = lanes.pick({Lane.HIGH: 100, Lane.LOW: 100})
+        lanes.spend(lane, 100, alone=False)
+        served[lane] += 1
+        if lane is Lane.LOW:
+            lanes.correct(lane, -50)
+    assert 2 == pytest.approx(served[Lane.LOW] / served[Lane.HIGH], rel=0.05)

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from schemas.gpu import GpuId, GPUMetrics, GpuSource
-from schemas.result import Result
+from schemas.result import Output, Result, Usage
 from schemas.topics import Lane
 from streams.brokertime import BrokerClock
 from streams.caching import AnswerCache
@@ -19,9 +19,14 @@ from streams.ports import Answer, Probe
 from streams.settings import BackendSettings, Settings
 from streams.task import Task
 from streams.testing import FakeClock
-from tests.support.tasks import EPOCH_MS, answer, make_task
+from tests.support.tasks import EPOCH_MS, make_task
 
 MOST_STEPS = 10_000
+
+
+def as_expected(task: Task) -> Answer:
+    """Return an answer that took as many tokens as its task was charged."""
+    return Answer(Output("fine", "stop"), Usage(0, task.cost_tokens, task.cost_tokens))
 
 
 def backend(name: str = "b1", *, slots: int = 4, **fields: Any) -> BackendSettings:
@@ -101,7 +106,8 @@ class Scene:
         self.step()
 
     def answered(self, task: Task, reply: Answer | None = None) -> None:
-        self.perform(self.dispatcher.answered(task, reply or answer(), now_s=self.now_s))
+        """Have a call answered; without a `reply` it took as many tokens as it was expected to."""
+        self.perform(self.dispatcher.answered(task, reply or as_expected(task), now_s=self.now_s))
         self.step()
 
     def failed(self, task: Task, error: ServingError) -> None:

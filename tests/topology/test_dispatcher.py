@@ -11,6 +11,7 @@ from schemas.cache import CacheEntry
 from schemas.request import CachePolicy
 from schemas.result import BatchRef, ErrorType, Outcome, Output, Usage
 from schemas.topics import Lane, RetryTier
+from streams.cost import ENOUGH_SAMPLES
 from streams.dispatcher import HandOver
 from streams.errors import (
     BackendError,
@@ -24,7 +25,7 @@ from streams.ports import Answer
 from streams.settings import Settings
 from streams.task import Task
 from tests.support.tasks import EPOCH_MS, answer, make_task
-from tests.topology.scene import DOWN, Scene, backend, up
+from tests.topology.scene import DOWN, Scene, as_expected, backend, up
 
 USE = CachePolicy()
 
@@ -717,7 +718,7 @@ def _serve(scene: Scene, backlog: dict[Lane, int], *, rounds: int, closed: bool)
         scene.clock.advance(1)
         for task in scene.running:
             served[task.lane] += task.cost_tokens
-            scene.perform(scene.dispatcher.answered(task, answer(), now_s=scene.now_s))
+            scene.perform(scene.dispatcher.answered(task, as_expected(task), now_s=scene.now_s))
         for lane, number in backlog.items():
             missing = number - scene.dispatcher.waiting(lane)
             if closed and lane is Lane.HIGH and missing < number:
@@ -795,3 +796,23 @@ def _error(scene: Scene, task: Task) -> ErrorType:
     error = scene.results[task.task_id].error
     assert error
     return error.type
+
+
+def test_should_learn_from_answers_what_a_task_costs_and_look_at_the_most_for_the_context() -> None:
+    scene = Scene.of(backend("b1"))
+    for _ in range(ENOUGH_SAMPLES):
+        task = scene.accept(cost_tokens=300)  # max_tokens is 256
+        scene.advance(1)
+        scene.answered(task, Answer(Output("fine", "stop"), Usage(44, 6, 50)))
+    task = scene.accept(cost_tokens=300)
+    assert (50, 300) == (task.cost_tokens, task.bound_tokens)
+
+
+def test_should_freeze_the_cost_while_a_task_waits() -> None:
+    scene = Scene.of(backend("b1", slots=1))
+    first, second = scene.accept(cost_tokens=300), scene.accept(cost_tokens=300)
+    scene.advance(1)
+    for _ in range(ENOUGH_SAMPLES):
+        scene.dispatcher.costs.learn(first, Usage(44, 6, 50))
+    scene.answered(first)
+    assert 300 == second.cost_tokens
