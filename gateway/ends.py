@@ -8,13 +8,18 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import NotLeaderForPartitionError
 
 from gateway.ports import Unavailable
 from streams.settings import KafkaSettings
+from wire.clock import monotonic_s
 from wire.connection import BROKER_FAILURES, QUICK_RETRIES, consumer_options
 from wire.reading import stop_consumer
 
 ASK_S = 2.0
+REMEMBERED_S = 30.0
+# Less than a question may take, so that the connection to a broker that hangs is given up, and with it what it answers later.
+_REQUEST_MS = 1_500
 
 Offsets = dict[TopicPartition, int]
 
@@ -79,6 +84,25 @@ def _fail(question: _Question, why: str) -> None:
         question.answer.exception()  # whoever asked may be gone
 
 
+@dataclass
+class Told:
+    """The ends that were told, of which none goes back: a lower one is of a broker that does not know that it leads no more.
+
+    It holds for half a minute, since a topic may have been made anew. Times are monotonic seconds.
+    """
+
+    _told: dict[TopicPartition, tuple[int, float]] = field(default_factory=dict)
+
+    def goes_back(self, found: Offsets, *, now_s: float) -> bool:
+        """Whether some end is lower than one that was told; else they are told from now on."""
+        for tp, end in found.items():
+            known, at_s = self._told.get(tp, (end, now_s))
+            if end < known and now_s - at_s < REMEMBERED_S:
+                return True
+        self._told.update((tp, (end, now_s)) for tp, end in found.items())
+        return False
+
+
 class Ends:
     """Tells the ends of partitions. What is answered holds for every record acknowledged before the call.
 
@@ -86,7 +110,9 @@ class Ends:
     """
 
     def __init__(self, kafka: KafkaSettings, *, client_id: str) -> None:
-        self._consumer = AIOKafkaConsumer(**consumer_options(kafka, client_id=f"{client_id}-ends") | QUICK_RETRIES)
+        options = consumer_options(kafka, client_id=f"{client_id}-ends") | QUICK_RETRIES
+        self._consumer = AIOKafkaConsumer(**options | {"request_timeout_ms": _REQUEST_MS})
+        self._told = Told()
         self._questions: dict[int | None, Questions] = {}
 
     async def start(self) -> None:
@@ -122,4 +148,16 @@ class Ends:
         return found | {tp: at.offset for tp, at in times.items() if at is not None}
 
     def _questions_to(self, leader: int | None) -> Questions:
-        return self._questions.setdefault(leader, Questions(self._consumer.end_offsets))
+        return self._questions.setdefault(leader, Questions(self._ask))
+
+    async def _ask(self, tps: list[TopicPartition]) -> Offsets:
+        is_answered = False
+        try:
+            found: Offsets = await self._consumer.end_offsets(tps)
+            if self._told.goes_back(found, now_s=monotonic_s()):
+                raise NotLeaderForPartitionError
+            is_answered = True
+        finally:
+            if not is_answered:  # another broker may lead by now, and the client would not look for five minutes
+                self._consumer._client.force_metadata_update()
+        return found

@@ -98,7 +98,11 @@ class Follower:
 
     async def reach(self, tps: Sequence[TopicPartition]) -> None:
         """Return when the view has read what these partitions hold now. Raises: Unavailable when it takes more than 2 s."""
-        if not await self.reach_offsets(await self._ends.of(tps), _REACH_S):
+        read = {tp: self._positions.get(tp, 0) for tp in tps}
+        ends = await self._ends.of(tps)
+        if any(ends[tp] < offset for tp, offset in read.items()):
+            raise Unavailable("a broker answered that leads no more")
+        if not await self.reach_offsets(ends, _REACH_S):
             raise Unavailable("the view is behind the logs")
 
     async def reach_offsets(self, ends: Mapping[TopicPartition, int], timeout_s: float) -> bool:

@@ -8,8 +8,10 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError
 
-from gateway.ends import Offsets, Questions
+from gateway.ends import REMEMBERED_S, Ends, Offsets, Questions, Told
 from gateway.ports import Unavailable
+from streams.settings import KafkaSettings
+from tests.support.mock_cluster import MockCluster
 
 A, B, C = (TopicPartition("t", number) for number in range(3))
 
@@ -82,3 +84,39 @@ async def test_who_waits_when_the_gateway_stops_is_told_so() -> None:
     for each in (first, second):
         with pytest.raises(Unavailable, match="stopping"):
             await each
+
+
+def test_an_end_that_goes_back_is_not_told_unless_the_higher_one_was_long_ago() -> None:
+    told = Told()
+    assert not told.goes_back({A: 5, B: 2}, now_s=0.0)
+    assert told.goes_back({A: 4}, now_s=1.0)
+    assert told.goes_back({A: 6, B: 1}, now_s=1.0)
+    assert not told.goes_back({A: 5, B: 3}, now_s=2.0)
+    assert told.goes_back({A: 4}, now_s=1.0 + REMEMBERED_S)
+    assert not told.goes_back({A: 4}, now_s=2.0 + REMEMBERED_S)
+
+
+async def test_a_leader_that_hangs_is_asked_no_more_once_another_leads() -> None:
+    with MockCluster() as cluster:
+        tp = TopicPartition(cluster.create_topic("t"), 0)
+        cluster.set_leader("t", 0, 1)
+        ends = Ends(KafkaSettings(bootstrap=cluster.bootstrap), client_id="test")
+        await ends.start()
+        assert {tp: 0} == await ends.of([tp])
+        cluster.set_rtt(1, 60_000)
+        cluster.set_leader("t", 0, 2)
+        with pytest.raises(Unavailable):
+            await ends.of([tp])
+        async with asyncio.timeout(30):
+            while (found := await _answered(ends, tp)) is None:  # noqa: ASYNC110 - it waits for the answer itself
+                await asyncio.sleep(0)
+        assert {tp: 0} == found
+        assert 2 == ends._consumer._client.cluster.leader_for_partition(tp)
+        await ends.stop()
+
+
+async def _answered(ends: Ends, tp: TopicPartition) -> Offsets | None:
+    try:
+        return await ends.of([tp])
+    except Unavailable:
+        return None
