@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -141,7 +142,8 @@ class Calls:
             self._ask_together(batch, part, splitting)
 
     def _timeout_s(self, batch: Batch, tasks: Sequence[Task]) -> float:
-        left_s = max(task.deadline_s for task in tasks) - monotonic_s()
+        # One that may be shared goes on for those that share it, whatever becomes of the first.
+        left_s = max(math.inf if task.may_coalesce else task.deadline_s for task in tasks) - monotonic_s()
         longest_s = self._dispatcher.backends[batch.backend].settings.timeout_s
         return min(longest_s, max(left_s, 0.0) + _AFTER_DEADLINE_S)
 

@@ -141,13 +141,15 @@ class DispatchLoop:
                 log.warning("snapshot not sent on revoke", error=type(error).__name__)
 
     def _runs_for(self, owner: Owner) -> bool:
-        tasks = [*self.dispatcher.running, *self._finishing.values()]
+        tasks = [*self.dispatcher.running, *self.dispatcher.following, *self._finishing.values()]
         return any(isinstance(d, Delivery) and d.owner is owner for task in tasks for d in task.deliveries)
 
     @property
     def in_flight(self) -> list[str]:
         """Return the ids of tasks that run here, or whose outcome is being written."""
-        return [task.task_id for task in (*self.dispatcher.running, *self._finishing.values())]
+        return [
+            task.task_id for task in (*self.dispatcher.running, *self.dispatcher.following, *self._finishing.values())
+        ]
 
     # The loop
 
@@ -227,9 +229,10 @@ class DispatchLoop:
         else:
             effects = self._failed(batch, task, reply)
         self.kick()
-        for effect in effects:
+        self._perform(effects[1:])  # of those that shared the call
+        for effect in effects[:1]:
             if isinstance(effect, Finish):  # most calls end so, and it needs no task of its own
-                self._finishing[task.key] = task
+                self._finishing[effect.task.key] = effect.task
                 await self._finish(effect)
             else:
                 self._perform([effect])
@@ -247,10 +250,14 @@ class DispatchLoop:
         effects = self.dispatcher.failed(task, error, now_s=monotonic_s())
         if was_up and not self.dispatcher.backends[batch.backend].up:
             self._on_backend_down(batch.backend)
-        if not effects and self.dispatcher.holds(task.key):
+        if self.dispatcher.has(task):
             self._metrics.retries.labels("in_place").inc()
             self._release(task)
         return effects
+
+    def _begun_here(self) -> list[Task]:
+        """Return the running tasks whose start was announced: not those that took over the call of another."""
+        return [task for task in self.dispatcher.running if self.dispatcher.runs(task)]
 
     def _release(self, task: Task) -> None:
         """Say that a task's last start came to nothing, so that it does not count as a crash when this worker ends."""
@@ -378,6 +385,9 @@ class DispatchLoop:
         metrics.results[task.lane, result.outcome].inc()
         self._on_finished(task.lane)
         metrics.end_to_end_s[task.lane].observe(max((result.timing.finished_at_ms or 0) - task.appended_ms, 0) / 1000)
+        if result.coalesced_with is not None:
+            metrics.coalesced.inc()
+            return  # the call, and its tokens, are counted with the task that it was begun for
         if result.cached:
             metrics.cache_hits.inc()
         elif task.wants_cache and task.fingerprint is not None:
@@ -421,7 +431,7 @@ class DispatchLoop:
         if self._timer is not None:
             self._timer.cancel()
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(self._say_released(self.dispatcher.running), _LET_GO_S)
+            await asyncio.wait_for(self._say_released(self._begun_here()), _LET_GO_S)
         for running in list(self._background):
             running.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

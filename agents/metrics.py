@@ -52,6 +52,7 @@ class WorkerMetrics:
         self.oldest_wait_s = {lane: oldest.labels(lane.value) for lane in Lane}
         self.rebalances = {lane: rebalances.labels(lane.value) for lane in Lane}
         self.cache_hits, self.cache_misses = lookups.labels("hit"), lookups.labels("miss")
+        self.coalesced = lookups.labels("coalesced")
         self.rejected = counter("triage_rejected", "Records refused before queueing.", "reason")
         self.retries = counter("triage_retries", "Tries after a failure: in place, or the retry topic gone to.", "tier")
         self.dead_letters = counter("triage_dead_letters", "Records written to the dead-letter topic.", "reason")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import orjson
@@ -21,6 +21,7 @@ from streams.backends import BackendState
 from streams.batching import RouteClass, Window
 from streams.brokertime import BrokerClock
 from streams.caching import AnswerCache
+from streams.coalescing import Coalescing, is_more_urgent, regroup
 from streams.cost import Costs
 from streams.errors import (
     BackendOverloaded,
@@ -121,7 +122,12 @@ Effect: TypeAlias = Send | Finish | HandOver | Drop | Abort
 
 @dataclass(slots=True)
 class _Running:
+    """A call. `task` is the one it was begun for, by which the shell knows it; `owner` the one that it is for now, another one once
+    that has left and an identical task has taken its place.
+    """
+
     task: Task
+    owner: Task
     served: Served
     backend: BackendState
     is_charged: bool = False
@@ -149,6 +155,8 @@ class Dispatcher:
     _tasks: dict[TaskKey, Task] = field(default_factory=dict)
     _waiting: dict[TaskKey, tuple[RouteClass, bytes]] = field(default_factory=dict)
     _running: dict[TaskKey, _Running] = field(default_factory=dict)
+    _calls: dict[Task, _Running] = field(default_factory=dict)
+    _coalescing: Coalescing = field(default_factory=Coalescing)
     _elsewhere: dict[TaskKey, Task] = field(default_factory=dict)
     _suspects: dict[TaskKey, Task] = field(default_factory=dict)
     _suspect: Task | None = None
@@ -233,7 +241,7 @@ class Dispatcher:
         """
         gone = []
         for task in list(self._tasks.values()):
-            is_running = task.key in self._running
+            is_running = task.key in self._running or self._follows_a_call(task)
             if is_running and not running:
                 continue
             task.deliveries[:] = [delivery for delivery in task.deliveries if keep(delivery)]
@@ -247,9 +255,8 @@ class Dispatcher:
         task = self._tasks.get(key)
         if task is None:
             return []
-        was_running = key in self._running
-        self._forget(task)
-        return [Abort(task), Drop(task)] if was_running else [Drop(task)]
+        call = self._forget(task)
+        return [Drop(task)] if call is None else [Abort(call), Drop(task)]
 
     # Backends
 
@@ -259,13 +266,14 @@ class Dispatcher:
         if probe.up or state.probe is None:
             state.probe = probe
         state.up, state.down_reason = probe.up, probe.reason
-        unknown = [task for task in self._held_waiting() if self._is_unknown_model(task)]
+        waiting = [task for task in self._held_waiting() if self._is_unknown_model(task)]
+        unknown = [each for task in waiting for each in (task, *self._coalescing.followers(task))]
         for task in unknown:
             self._forget(task)
         return [self._end(task, UnknownModel(), now_s) for task in unknown]
 
     def answered(self, task: Task, answer: Answer, *, now_s: float) -> list[Effect]:
-        """A backend answered. Ignored when the task has its outcome already."""
+        """A backend answered the call of a task, and of those that wait for its answer. Ignored when nobody does."""
         running = self._finish_call(task)
         if running is None:
             return []
@@ -275,38 +283,62 @@ class Dispatcher:
             self.costs.learn(task, answer.usage)
             if running.is_charged:
                 self._correct(task, answer.usage.total_tokens)
-        self._forget(task)
         served = running.served if not answer.dropped else _with_dropped(running.served, answer.dropped)
-        result = outcome.completed(task, served, answer.output, answer.usage, now_s=now_s, now_ms=self.clock.ms(now_s))
-        return [Finish(task, result, outcome.cacheable(task, result))]
+        now_ms = self.clock.ms(now_s)
+        effects: list[Effect] = []
+        for member in self._members(running):
+            self._forget(member)
+            result = outcome.completed(member, served, answer.output, answer.usage, now_s=now_s, now_ms=now_ms)
+            # One entry for the cache is enough.
+            cacheable = None if effects else outcome.cacheable(member, result)
+            effects.append(Finish(member, _shared(result, member, task), cacheable))
+        return effects
 
     def failed(self, task: Task, error: ServingError, *, now_s: float) -> list[Effect]:
-        """A call failed: try again within this worker, through a retry topic, or end the task.
+        """A call failed: try again within this worker, through a retry topic, or end the task, and those that waited for its answer.
 
-        Ignored when the task has its outcome already. A task whose partition went to another worker meanwhile is let go of:
-        that worker has it.
+        Ignored when nobody does. A task whose partition went to another worker meanwhile is let go of: that worker has it.
+        Identical tasks are tried again as one, and where that is over each goes its own way: to the retry topic that is its next, or to
+        the end. They meet again where they come back.
         """
         running = self._finish_call(task)
         if running is None:
             return []
-        if now_s >= task.deadline_s:  # the call was cut off by the deadline, or failed as it passed
-            self._forget(task)
-            return [self._end(task, DeadlineExpired(), now_s, running.served)]
+        members = self._members(running)
+        effects: list[Effect] = []
+        for member in [each for each in members if now_s >= each.deadline_s]:
+            # The call was cut off by the deadline, or failed as it passed.
+            members.remove(member)
+            self._forget(member)
+            effects.append(self._end(member, DeadlineExpired(), now_s, running.served))
+        if not members:
+            return effects
         if not isinstance(error, BackendRejected):  # that one is the request's fault
             running.backend.observe(running.served.model, None)
         self._note_failure(running.backend, error, now_s)
-        if not task.deliveries:
-            self._forget(task)
-            return [Drop(task)]
+        for member in [each for each in members if not each.deliveries]:
+            members.remove(member)
+            self._forget(member)
+            effects.append(Drop(member))
+        if members and not self._try_again(members, error, now_s):
+            for member in members:
+                self._forget(member)
+                effects.append(_shared_end(self._after_last_try(member, error, now_s, running.served), task))
+        return effects
+
+    def _try_again(self, members: Sequence[Task], error: ServingError, now_s: float) -> bool:
+        """Have the first of identical tasks, and with it the others, tried again within this worker, if that may be."""
+        leader = members[0]
         assert self.retries is not None
-        delay_s = self.retries.delay_s(error, tries_left=task.tries_left, attempts=task.attempts)
-        if delay_s is None or now_s + delay_s >= task.deadline_s:
-            self._forget(task)
-            return [self._after_last_try(task, error, now_s, running.served)]
-        task.tries_left -= 1
-        task.dispatched_s = task.dispatched_ms = None
-        heapq.heappush(self._delayed, (now_s + delay_s, task.sequence, task))
-        return []
+        delay_s = self.retries.delay_s(error, tries_left=leader.tries_left, attempts=leader.attempts)
+        if delay_s is None or now_s + delay_s >= leader.deadline_s:
+            return False
+        leader.tries_left -= 1
+        for member in members:
+            member.dispatched_s = member.dispatched_ms = None
+        heapq.heappush(self._delayed, (now_s + delay_s, leader.sequence, leader))
+        regroup(self._coalescing, members)
+        return True
 
     # Time
 
@@ -327,7 +359,8 @@ class Dispatcher:
     # What is held, for snapshots and metrics
 
     def waiting(self, lane: Lane) -> int:
-        return self.waiting_counts.lanes[lane]
+        """Return how many tasks of a lane are held and not with a backend; those that wait for an identical one's answer are some."""
+        return self.waiting_counts.lanes[lane] + self._coalescing.following(lane)
 
     def gate(self, lane: Lane, model: str | None, *, now_s: float) -> Gate:
         """Return what a waiting class is held up by: the first thing that would have to change for it to move."""
@@ -350,12 +383,20 @@ class Dispatcher:
 
     @property
     def running(self) -> list[Task]:
-        return [entry.task for entry in self._running.values()]
+        return [entry.owner for entry in self._running.values()]
+
+    @property
+    def following(self) -> list[Task]:
+        """Return the tasks that wait for the answer to a call that was begun for an identical one."""
+        return [each for entry in self._running.values() for each in self._coalescing.followers(entry.owner)]
 
     def runs(self, task: Task) -> bool:
-        """Whether this very task is with a backend; another of its key may be."""
-        entry = self._running.get(task.key)
-        return entry is not None and entry.task is task
+        """Whether the call that was begun for this very task, not another of its key, is wanted by anybody."""
+        return task in self._calls
+
+    def has(self, task: Task) -> bool:
+        """Whether this very task is held, not another of its key."""
+        return self._tasks.get(task.key) is task
 
     def holds(self, key: TaskKey) -> bool:
         return key in self._tasks
@@ -371,8 +412,21 @@ class Dispatcher:
     def _admit(self, task: Task) -> None:
         if task.crashes == MOST_CRASHES:
             self._suspects[task.key] = task
-        else:
+        elif not self._follows(task):
             self._enqueue(task)
+
+    def _follows(self, task: Task) -> bool:
+        """Have a task wait for an identical one's answer, if there is one. One that still waits gives its place up to a more urgent one."""
+        leader = self._coalescing.join(task) if task.may_coalesce else None
+        if leader is not None and leader.key in self._waiting and is_more_urgent(task, leader):
+            self._take_out(leader)
+            self._coalescing.lead(task)
+            return False
+        return leader is not None
+
+    def _follows_a_call(self, task: Task) -> bool:
+        leader = self._coalescing.leader_of(task)
+        return leader is not None and leader.key in self._running
 
     def _let_one_suspect_through(self) -> None:
         if self._suspect is None and self._suspects:
@@ -500,19 +554,29 @@ class Dispatcher:
             task.dispatched_s, task.dispatched_ms = now_s, now_ms
             del self._waiting[task.key]
             self.waiting_counts.remove(task)
-            self._running[task.key] = _Running(task, served, state)
+            self._running[task.key] = self._calls[task] = _Running(task, task, served, state)
             self._newest_sent[task.place] = max(task.sequence, self._newest_sent.get(task.place, 0))
         return batch
 
     def _finish_call(self, task: Task) -> _Running | None:
-        running = self._running.get(task.key)
-        if running is None or running.task is not task:
+        running = self._calls.pop(task, None)
+        if running is None:
             return None
-        del self._running[task.key]
+        del self._running[running.owner.key]
         running.backend.finish(task.lane)
         assert self.retries is not None
         self.retries.budget.earn()
         return running
+
+    def _members(self, running: _Running) -> list[Task]:
+        """Return those whom a call that has ended was for; their group is dissolved. Each was dispatched with it, or as it joined it."""
+        call = running.task
+        members = [running.owner, *self._coalescing.dissolve(running.owner)]
+        for member in members:
+            if member is not call and call.dispatched_s is not None and call.dispatched_ms is not None:
+                member.dispatched_s = max(call.dispatched_s, member.accepted_s)
+                member.dispatched_ms = max(call.dispatched_ms, member.accepted_ms)
+        return members
 
     def _correct(self, task: Task, tokens: int) -> None:
         """Have a lane pay for what a task took and not for what it was expected to; one without work gains no credit by it."""
@@ -577,9 +641,9 @@ class Dispatcher:
             if self._tasks.get(task.key) is not task:
                 continue
             running = self._running.get(task.key)
-            self._forget(task)
-            if running is not None:
-                yield Abort(task)
+            call = self._forget(task)
+            if call is not None:
+                yield Abort(call)
             yield self._end(task, DeadlineExpired(), now_s, running.served if running else None)
 
     def _drop_stale_expiries(self) -> None:
@@ -588,21 +652,39 @@ class Dispatcher:
             self._expiries = [entry for entry in self._expiries if self._tasks.get(entry[2].key) is entry[2]]
             heapq.heapify(self._expiries)
 
-    def _forget(self, task: Task) -> None:
+    def _forget(self, task: Task) -> Task | None:
+        """Let a task go from wherever it is. An identical one that follows it takes its place, and its call.
+
+        Return the task of the call that is to be closed, None when none is.
+        """
         self._tasks.pop(task.key, None)
         self._elsewhere.pop(task.key, None)
         self._suspects.pop(task.key, None)
         if task is self._suspect:
             self._suspect = None
+        self._take_out(task)
+        heir = self._coalescing.leave(task)
+        running = self._running.pop(task.key, None)
+        if heir is not None and running is not None:
+            running.owner = heir
+            self._running[heir.key] = running
+            return None
+        if heir is not None:
+            self._enqueue(heir)
+        if running is None:
+            return None
+        running.backend.finish(running.task.lane)
+        del self._calls[running.task]
+        return running.task
+
+    def _take_out(self, task: Task) -> None:
+        """Take a task out of its window, where it stands in one."""
         place = self._waiting.pop(task.key, None)
         if place is not None:
             route, group = place
             self._windows[task.lane][route].remove(task, group)
             self.waiting_counts.remove(task)
             self._tidy(task.lane)
-        running = self._running.pop(task.key, None)
-        if running is not None:
-            running.backend.finish(task.lane)
 
     def _tidy(self, lane: Lane) -> None:
         """Drop empty windows, so that their number is bounded by what waits; a lane without work keeps no credit."""
@@ -651,6 +733,15 @@ def _within_context(tokens: int, candidates: Sequence[Candidate]) -> int:
     """
     contexts = [c.context_tokens for c in candidates if c.context_tokens is not None]
     return min(tokens, max(contexts)) if contexts and len(contexts) == len(candidates) else tokens
+
+
+def _shared(result: Result, member: Task, call: Task) -> Result:
+    """Return a task's result with the one whose call it shared, if it is another."""
+    return result if member is call else replace(result, coalesced_with=call.task_id)
+
+
+def _shared_end(effect: Effect, call: Task) -> Effect:
+    return replace(effect, result=_shared(effect.result, effect.task, call)) if isinstance(effect, Finish) else effect
 
 
 def _with_dropped(served: Served, dropped: tuple[str, ...]) -> Served:

@@ -83,6 +83,11 @@ class Task:
         """Whether its answer may be stored."""
         return self.cache.mode != "bypass"
 
+    @property
+    def may_coalesce(self) -> bool:
+        """Whether it may share a call with an identical task. One that may have ended a worker runs for itself."""
+        return self.fills_cache and self.fingerprint is not None and not self.request.stream and not self.crashes
+
     def __repr__(self) -> str:
         return f"Task({self.task_id!r}, {self.lane.value}, attempts={self.attempts})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from streams.dispatcher import Batch, Dispatcher
@@ -86,13 +87,13 @@ class Calls:
         return Call(task.task_id, batch.model, task.request.messages, task.parameters)
 
     def _timeout_s(self, batch: Batch, tasks: Sequence[Task]) -> float:
-        left_s = max(task.deadline_s for task in tasks) - self._now()
+        left_s = max(math.inf if task.may_coalesce else task.deadline_s for task in tasks) - self._now()
         longest_s = self._dispatcher.backends[batch.backend].settings.timeout_s
         return min(longest_s, max(left_s, 0.0) + _AFTER_DEADLINE_S)
 
     def _ask(self, call: _Running, task: Task) -> Steps[None]:
         reply: Answer | ServingError
-        self._checks.called(self.actor, self._history.seen, self._servers[call.batch.backend], [task])
+        self._begins(call.batch, [task])
         try:
             assert call.answering is not None
             (reply,) = yield call.answering
@@ -100,6 +101,10 @@ class Calls:
             reply = error
         self._running.pop(task, None)
         yield from self._report(call.batch, task, reply)
+
+    def _begins(self, batch: Batch, tasks: Sequence[Task]) -> None:
+        owners = [self._dispatcher._calls[task].owner for task in tasks]
+        self._checks.called(self.actor, self._history.seen, self._servers[batch.backend], owners)
 
     # One call for several
 
@@ -112,7 +117,7 @@ class Calls:
 
     def _together(self, call: _Running, splitting: Splitting[Task]) -> Steps[None]:
         asked = list(call.tasks)
-        self._checks.called(self.actor, self._history.seen, self._servers[call.batch.backend], asked)
+        self._begins(call.batch, asked)
         try:
             assert call.answering is not None
             replies = yield call.answering

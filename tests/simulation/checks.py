@@ -133,6 +133,8 @@ class Checks:
             self.world.fire("blamed alone")
             if not self.requests[key].startswith(BAD) and not self._has_refused:
                 self.broken("BLAMED", f"{key} was blamed for what another of its batch did")
+        if result.coalesced_with is not None:
+            self._shared(key, result)
         if result.output is not None and result.output.content != answer_to(self.requests[key]):
             self.broken("ANSWER", f"{key} got another task's answer")
         if key in self.firsts:
@@ -145,6 +147,14 @@ class Checks:
             unsaid = self._unsaid[task_id, partition]
             if record.worker in unsaid and unsaid[record.worker][0] == attempt:
                 del unsaid[record.worker]
+
+    def _shared(self, key: TaskKey, result: Result) -> None:
+        self.world.fire("shared a call")
+        leaders = [each for each in self.requests if each[0] == result.coalesced_with]
+        if not leaders or self.requests[leaders[0]] != self.requests[key]:
+            self.broken("ANSWER", f"{key} shared the call of {result.coalesced_with}, which is another request")
+        if result.outcome is Outcome.COMPLETED and self.firsts.get(leaders[0]) not in (None, Outcome.COMPLETED):
+            self.world.fire("took a call over")
 
     @property
     def _has_refused(self) -> bool:

@@ -137,7 +137,7 @@ class DispatchLoop:
         told.set()
 
     def _runs_for(self, owner: Owner) -> bool:
-        tasks = [*self.dispatcher.running, *self._finishing.values()]
+        tasks = [*self.dispatcher.running, *self.dispatcher.following, *self._finishing.values()]
         return any(isinstance(d, Delivery) and d.owner is owner for task in tasks for d in task.deliveries)
 
     @property
@@ -147,7 +147,7 @@ class DispatchLoop:
     @property
     def in_hand(self) -> list[Task]:
         """Return the tasks of `in_flight`."""
-        return [*self.dispatcher.running, *self._finishing.values()]
+        return [*self.dispatcher.running, *self.dispatcher.following, *self._finishing.values()]
 
     @property
     def leftovers(self) -> dict[str, int]:
@@ -228,9 +228,10 @@ class DispatchLoop:
         else:
             effects = self._failed(batch, task, reply)
         self.kick()
-        for effect in effects:
+        self._perform(effects[1:])
+        for effect in effects[:1]:
             if isinstance(effect, Finish):
-                self._finishing[task.key] = task
+                self._finishing[effect.task.key] = effect.task
                 yield from self._finish(effect)
             else:
                 self._perform([effect])
@@ -240,12 +241,15 @@ class DispatchLoop:
         effects = self.dispatcher.failed(task, error, now_s=self._now())
         if was_up and not self.dispatcher.backends[batch.backend].up:
             self._on_backend_down(batch.backend)
-        if not effects and self.dispatcher.holds(task.key):
+        if self.dispatcher.has(task):
             self.world.fire("tried again in place")
             self.in_place += 1
             self.checks.came_to_nothing(self.actor, task)
             self._release(task)
         return effects
+
+    def _begun_here(self) -> list[Task]:
+        return [task for task in self.dispatcher.running if self.dispatcher.runs(task)]
 
     def _release(self, task: Task) -> None:
         if task.attempts:
@@ -380,9 +384,9 @@ class DispatchLoop:
 
     def close(self) -> None:
         self._timer += 1
-        for task in self.dispatcher.running:
+        for task in self._begun_here():
             self.checks.came_to_nothing(self.actor, task)
-        for wait in self._say_released(self.dispatcher.running):
+        for wait in self._say_released(self._begun_here()):
             raise AssertionError(wait)
         for running in self._background:
             running.cancel()

@@ -46,6 +46,7 @@ class Plan:
     until_s: float = 25.0
     is_calm: bool = False
     takes_batches: bool = False
+    alike: float = 0.0
     cancels: int = 2
     invalid: float = 0.03
     traits: dict[str, float] = field(default_factory=dict)
@@ -82,7 +83,7 @@ def plan_of(seed: int) -> Plan:
     plan.is_calm = rng.random() < 1 / 6
     if not plan.is_calm:
         _spoil(plan, rng)
-    plan.takes_batches = rng.random() < 0.4
+    plan.takes_batches, plan.alike = rng.random() < 0.4, rng.choice([0.0, 0.0, 0.3, 0.8])
     if not plan.is_calm and rng.random() < 0.3:
         plan.traits[BAD] = rng.uniform(0.05, 0.3)
     return plan
@@ -275,6 +276,8 @@ class Scenario:
             is_shared = trait == "plain" and not plan.is_calm and rng.random() < 0.15
             text = rng.choice(texts) if is_shared else f"{trait} {number}"
             request = self._request(task_id, text, use_cache=is_shared)
+            if plan.alike and trait == "plain" and rng.random() < plan.alike:
+                request = self._alike(request)
             world.at(at_s, self._submission(lane, partition, task_id, request))
             if not plan.is_calm and rng.random() < 0.08:
                 world.fire("submitted twice")
@@ -296,6 +299,12 @@ class Scenario:
             deadline_at_ms=None if lives_ms is None else EPOCH_MS + wrong_ms + lives_ms,
             cache=CachePolicy(mode="use" if use_cache else "bypass"),
         )
+
+    def _alike(self, request: InferenceTask) -> InferenceTask:
+        """Return a request of another id and deadline as one of two that coalesce, and are not answered from the cache."""
+        text = f"alike {self.world.rng.randrange(2)}"
+        same = {"model": "auto", "parameters": {"max_tokens": 16}, "cache": CachePolicy(mode="refresh")}
+        return request.model_copy(update={"messages": [{"role": "user", "content": text}], **same})
 
     def _submission(self, lane: Lane, partition: int, task_id: str, request: InferenceTask) -> _Do:
         return lambda: self.gateway.submit(lane, partition, task_id, request)

@@ -64,6 +64,7 @@ KINDS = {
     "retries paused",
     "retry due after its end",
     "retry not writable",
+    "shared a call",
     "start released",
     "submitted twice",
     "suspected",

@@ -171,6 +171,11 @@ class Scene:
         return self.dispatcher.running
 
     @property
+    def calls(self) -> list[Task]:
+        """Return the tasks whose calls run, by which the shell knows them."""
+        return list(self.dispatcher._calls)
+
+    @property
     def results(self) -> dict[str, Result]:
         """Return the results by task_id; an id that ended twice fails the test."""
         found = {effect.result.task_id: effect.result for effect in self.finished}
@@ -189,6 +194,8 @@ class Scene:
             "tasks": len(inside._tasks),
             "waiting": len(inside._waiting),
             "running": len(inside._running),
+            "calls": len(inside._calls),
+            "coalescing": len(inside._coalescing),
             "windows": sum(len(windows) for windows in inside._windows.values()),
             "elsewhere": len(inside._elsewhere),
             "suspects": len(inside._suspects) + (inside._suspect is not None),

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from schemas.request import CachePolicy
 from schemas.result import Outcome
 from schemas.topics import Lane
-from streams.dispatcher import Finish, HandOver
+from streams.dispatcher import Dispatcher, Finish, HandOver
 from streams.errors import (
     BackendOverloaded,
     BackendProtocolError,
@@ -54,6 +54,10 @@ class Bounds(Scene):
             assert batch.model in MODELS[batch.backend]
 
 
+def held_of(dispatcher: Dispatcher) -> list[Task]:
+    return list(dispatcher._tasks.values())
+
+
 class DispatcherMachine(RuleBasedStateMachine):
     """Owns each task object from `accept` to its one end: finished, handed over, withdrawn, dropped, or attached to one that is held."""
 
@@ -80,6 +84,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         hops=st.sampled_from([0, 0, 0, 1, 3]),
         crashes=st.sampled_from([0, 0, 0, 1, 3, 4]),
         elsewhere=st.sampled_from([False, False, True]),
+        alike=st.booleans(),
     )
     def accept(
         self,
@@ -95,7 +100,10 @@ class DispatcherMachine(RuleBasedStateMachine):
         hops: int,
         crashes: int,
         elsewhere: bool,
+        alike: bool,
     ) -> None:
+        if alike:
+            model, agent_type, temperature, mode, crashes = "auto", None, 0.0, "refresh", 0
         task = make_task(
             task_id,
             lane,
@@ -127,12 +135,12 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.scene.clock.advance(seconds)
         self.scene.step()
 
-    @precondition(lambda self: self.scene.running)
+    @precondition(lambda self: self.scene.calls)
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
-        self.scene.answered(data.draw(st.sampled_from(self.scene.running)))
+        self.scene.answered(data.draw(st.sampled_from(self.scene.calls)))
 
-    @precondition(lambda self: self.scene.running)
+    @precondition(lambda self: self.scene.calls)
     @rule(
         data=st.data(),
         error=st.sampled_from(
@@ -147,19 +155,21 @@ class DispatcherMachine(RuleBasedStateMachine):
         ),
     )
     def fail(self, data: st.DataObject, error: BackendUnavailable) -> None:
-        self.scene.failed(data.draw(st.sampled_from(self.scene.running)), error)
+        self.scene.failed(data.draw(st.sampled_from(self.scene.calls)), error)
 
     @precondition(lambda self: self.ends)
     @rule(data=st.data())
     def a_late_answer_changes_nothing(self, data: st.DataObject) -> None:
         self.count_ends()
         over = data.draw(st.sampled_from(list(self.ends)))
+        if over in self.scene.calls:
+            return  # its call goes on for an identical task
         assert self.dispatcher.answered(over, None, now_s=self.scene.now_s) == []  # type: ignore[arg-type]
         assert self.dispatcher.failed(over, BackendTimeout(), now_s=self.scene.now_s) == []
 
     @rule(partition=st.integers(0, 1), running=st.booleans())
     def withdraw(self, partition: int, running: bool) -> None:
-        were_running = set(self.scene.running)
+        were_running = {*self.scene.running, *self.dispatcher.following}
         gone = self.dispatcher.withdraw(lambda source: source.partition != partition, running=running)  # type: ignore[attr-defined]
         assert not were_running & set(gone), "a running task goes on"
         for task in gone:
@@ -170,8 +180,11 @@ class DispatcherMachine(RuleBasedStateMachine):
     def cancel(self, task_id: str, partition: int) -> None:
         key = (task_id, partition)
         was_running = [task for task in self.scene.running if task.key == key]
+        is_shared = any(self.dispatcher._coalescing.followers(task) for task in was_running)
+        count, calls = len(self.scene.aborted), len(self.scene.calls)
         self.scene.perform(self.dispatcher.cancel(key))
-        assert set(was_running) <= set(self.scene.aborted)
+        ended = bool(was_running) and not is_shared
+        assert (ended, ended) == (len(self.scene.aborted) > count, len(self.scene.calls) < calls)
         self.scene.step()
 
     @rule(name=st.sampled_from(list(SLOTS)), is_up=st.sampled_from([True, True, False]))
@@ -245,6 +258,16 @@ class DispatcherMachine(RuleBasedStateMachine):
         assert set(self.scene.aborted) <= self.ends.keys()
 
     @invariant()
+    def identical_tasks_share_one_call(self) -> None:
+        inside = self.dispatcher
+        led = {task: inside._coalescing.followers(task) for task in held_of(inside)}
+        followers = [each for group in led.values() for each in group]
+        assert len(followers) == len(set(followers)) == sum(inside._coalescing.following(lane) for lane in Lane)
+        assert not {task.key for task in followers} & (inside._running.keys() | inside._waiting.keys())
+        for leader, group in led.items():
+            assert all(each.fingerprint == leader.fingerprint for each in group)
+
+    @invariant()
     def no_backend_is_overrun_and_the_reserved_slot_is_not_lent(self) -> None:
         for name, slots in SLOTS.items():
             in_flight = self.dispatcher.backends[name].in_flight
@@ -269,7 +292,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         for _ in range(len(self.accepted) + 1):
             if not self.scene.running:
                 break
-            for task in self.scene.running:
+            for task in self.scene.calls:
                 self.scene.answered(task)
         self.count_ends()
         assert {} == self.scene.leftovers()
