@@ -17,6 +17,7 @@ from streams import dispatcher as decisions
 from streams.acks import InOrderAcks
 from streams.backends import BackendState
 from streams.batching import Window
+from streams.coalescing import Coalescing
 from streams.dispatcher import Batch, Dispatcher, Effect, Finish, HandOver
 from streams.errors import BackendError, Poisonous
 from streams.outcome import FinishedIndex
@@ -71,6 +72,17 @@ BATCHES = Plan(
     cancels=10,
     takes_batches=True,
     traits={BAD: 0.15},
+)
+ALIKE = Plan(
+    tasks=40,
+    slots=4,
+    slow_s=2.0,
+    until_s=14.0,
+    cancels=10,
+    alike=0.7,
+    joins=[3.0, 9.0],
+    drains=[6.0],
+    chances=Chances(backend_failed=0.2),
 )
 FULL_OF_RETRIES = Plan(
     workers=1,
@@ -146,6 +158,7 @@ PLANS = {
     "short span": SHORT_SPAN,
     "no retries": NO_RETRIES,
     "batches": BATCHES,
+    "alike": ALIKE,
 }
 
 
@@ -335,6 +348,31 @@ def one_given_up_takes_its_mates_along(self: Calls, task: Task) -> None:
         _right_give_up(self, mate)
 
 
+@_bug("LOST", Coalescing, "leave", plan=ALIKE)
+def followers_forgotten_with_their_leader(self: Coalescing, task: Task) -> Task | None:
+    heir = _right_leave(self, task)
+    if heir is not None:
+        _right_leave(self, heir)
+    return None
+
+
+@_bug("OVERCOMMIT", Dispatcher, "_follows", plan=ALIKE)
+def followers_acknowledged_with_their_leader(self: Dispatcher, task: Task) -> bool:
+    if not _right_follows(self, task):
+        return False
+    leader = self._coalescing.leader_of(task)
+    assert leader is not None
+    leader.deliveries.extend(task.deliveries)
+    self._forget(task)
+    return True
+
+
+@_bug("ANSWER", Coalescing, "join", plan=ALIKE)
+def coalesced_by_lane_alone(self: Coalescing, task: Task) -> Task | None:
+    task.fingerprint = task.lane.value
+    return _right_join(self, task)
+
+
 @_bug("BLAMED", Splitting, "failed", plan=BATCHES)
 def mates_blamed_for_one(self: Splitting[Task], part: Sequence[Task], error: BackendError) -> Step[Task]:
     return Step(ends=[(task, Poisonous()) for task in part])
@@ -483,6 +521,7 @@ _right_acknowledge, _right_finish, _right_hand_over = (
 _right_complete, _right_perform = LaneIntake.complete, DispatchLoop._perform
 _right_stop_apps, _right_accept, _right_expire = Worker._stop_apps, Dispatcher.accept, Gateway._expire
 _right_dead_letter = DispatchLoop._write_dead_letter
+_right_leave, _right_join, _right_follows = Coalescing.leave, Coalescing.join, Dispatcher._follows
 _right_call, _right_answering, _right_give_up = Calls._call, Calls._answering, Calls.give_up
 _right_failed = Producer.failed
 _right_commit, _right_dispatcher_expire, _right_delay_s = (

@@ -114,6 +114,15 @@ def test_should_split_batches_and_leave_calls_that_go_on() -> None:
     assert set() == {"batch split", "blamed alone", "left a call that goes on"} - set(fired)
 
 
+def test_should_go_on_with_a_call_when_the_task_that_it_was_begun_for_is_gone() -> None:
+    fired: Counter[str] = Counter()
+    for seed in range(5):
+        scenario = Scenario(seed, PLANS["alike"])
+        scenario.run()
+        fired += scenario.world.fired
+    assert set() == {"shared a call", "took a call over"} - set(fired)
+
+
 def test_should_replay_a_seed_alike_in_any_process() -> None:
     command = [sys.executable, "-m", "tests.simulation", "--seed", "11", "--trace"]
     runs = [
