@@ -1,8 +1,9 @@
 """Every benchmark in its short form: `make bench`."""
 
-from benchmarks import backend_call, drain, paced, view
+from benchmarks import backend_call, drain, paced, publisher, view
 
 drain.main(6_000, 3)
 paced.main()
 backend_call.main()
 view.main(50_000)
+publisher.main()

@@ -161,8 +161,8 @@ class Fleet:
         return worst
 
     def lost(self, gpus: Sequence[str], *, now_s: float) -> bool:
-        """Whether a card of the backend has fallen off; one is enough, since a model spans all of a backend's cards."""
-        return any(card.sample.lost for card in self._known(gpus, now_s))
+        """Whether a card of the backend has fallen off or is broken; one is enough, since a model spans all of a backend's cards."""
+        return any(card.sample.lost or bool(card.sample.faults) for card in self._known(gpus, now_s))
 
     def limit_of(
         self, gpus: Sequence[str], *, now_s: float, owns_memory: bool = False, pool_bytes: int | None = None

@@ -42,6 +42,9 @@ def cards(source: str, samples: list[GPUMetrics], reason: str | None) -> list[Fi
         name = f"card {sample.gpu.index}"
         if sample.lost:
             found.append(error(CHECK, f"{name} is lost", "reset it (`nvidia-smi --gpu-reset`) or restart the machine"))
+        elif sample.faults:
+            remedy = "stop what uses it, the gpu-publisher too, and reset it (`nvidia-smi --gpu-reset`); docs/gpu.md has the faults"
+            found.append(error(CHECK, f"{name} is broken: {listed(sample.faults)}", remedy))
         elif sample.memory_total_bytes is None or sample.memory_used_bytes is None:
             told = untold.get("memory") or untold.get("gpu") or "no reason told"
             remedy = 'its pressure is unknown: give this process access to the card, or use gpus.source = "dcgm"'

@@ -188,6 +188,13 @@ def test_should_heat_a_card_by_an_override_of_its_cooling(tmp_path: Path) -> Non
     assert (cool.temperature_c or 0) < (hot.temperature_limit_c or 0) <= (hot.temperature_c or 0)
 
 
+def test_should_take_the_scenario_that_is_documented(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text()
+    [text] = [block for block in page.split("```toml\n") if block.startswith("seed")]
+    [hot, *_] = after(scenario(tmp_path, text.partition("```")[0]), 90)
+    assert ("simulated H100 80 GB", 0.9) == (hot.gpu.name, hot.utilization_ratio)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -309,6 +309,7 @@ def sample(uuid: str = "GPU-1", **readings: Any) -> GPUMetrics:
         ("nvml", [sample()], ["ok"], "nvml: 0 NVIDIA L4"),
         ("simulated:1", [sample()], ["ok"], "not real ones"),
         ("nvml", [sample(lost=True)], ["ok", "error"], "card 0 is lost"),
+        ("nvml", [sample(faults=["xid_48"])], ["ok", "error"], "card 0 is broken: xid_48"),
         (
             "nvml",
             [sample(memory_used_bytes=None, errors=[ReadingError("memory", "No Permission")])],

@@ -109,6 +109,10 @@ def test_a_lost_card_loses_its_backend_and_has_no_level() -> None:
     assert cards.pressure_of(["b"], now_s=0) is None
 
 
+def test_a_broken_card_loses_its_backend() -> None:
+    assert fleet(replace(sample("a", 10), faults=["xid_48"])).lost(["a"], now_s=0)
+
+
 def test_a_lost_card_whose_sample_is_stale_is_unknown() -> None:
     assert fleet(sample("a", lost=True)).lost(["a"], now_s=6) is False
 
