@@ -11,25 +11,28 @@ _FONT = "ui-sans-serif, system-ui, 'DejaVu Sans', Helvetica, Arial, sans-serif"
 # Light on dark and dark on light alike: the picture has a ground of its own.
 _GROUND, _INK, _FAINT, _GRID = "#ffffff", "#24292f", "#6e7781", "#d8dee4"
 _COLOURS = {"critical": "#cf222e", "high": "#bc4c00", "normal": "#0969da", "low": "#6e7781"}
-_LEFT, _PLOT, _SHARES, _GAP, _RIGHT = 150, 480, 230, 40, 24
+_LEFT, _PLOT, _TOLD, _SHARES, _GAP, _RIGHT = 150, 500, 110, 230, 20, 24
 _TOP, _ROW, _BETWEEN = 74, 18, 14
 _SHORTEST_S = 0.001
+# Of fewer served than this share the picture says how many were: the others still wait, and longer.
+_MOST = 0.95
 
 
 def drawn(report: Mapping[str, Any]) -> str:
     """Return an SVG picture that loads nothing from elsewhere."""
     runs = report["runs"]
     lanes = list(runs[0]["lanes"])
+    groups = list(_groups(runs))
     longest_s = max(_waits(runs), default=1.0)
     decades = range(math.floor(math.log10(_SHORTEST_S)), max(math.ceil(math.log10(max(longest_s, 0.01))), -1) + 1)
-    bottom = _TOP + len(lanes) * (len(runs) * _ROW + _BETWEEN)
-    width, height = _LEFT + _PLOT + _GAP + _SHARES + _RIGHT, bottom + 50
+    bottom = _TOP + len(groups) * (len(runs) * _ROW + _BETWEEN)
+    width, height = _LEFT + _PLOT + _GAP + _SHARES + _RIGHT, bottom + (46 if len(lanes) > 1 else 30)
     marks = [
         _text(16, 26, report["title"] or report["scenario"], size=15, weight="600"),
         _text(16, 46, "wait before the first start: median (tick) and 99th percentile (end of the bar)", colour=_FAINT),
         *_axis(decades, bottom),
-        *_bars(runs, lanes, decades),
-        *_shares(runs, lanes, bottom),
+        *_bars(groups, decades),
+        *(_shares(runs, lanes, bottom) if len(lanes) > 1 else ()),
     ]
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{_FONT}">'
@@ -43,7 +46,7 @@ def _waits(runs: Sequence[Mapping[str, Any]]) -> Iterable[float]:
 
 def _x(value_s: float, decades: range) -> float:
     at = (math.log10(max(value_s, _SHORTEST_S)) - decades[0]) / (decades[-1] - decades[0])
-    return _LEFT + _PLOT * min(at, 1.0)
+    return _LEFT + (_PLOT - _TOLD) * min(at, 1.0)
 
 
 def _axis(decades: range, bottom: float) -> Iterable[str]:
@@ -54,27 +57,41 @@ def _axis(decades: range, bottom: float) -> Iterable[str]:
         yield _text(x, bottom + 10, told, colour=_FAINT, anchor="middle")
 
 
-def _bars(runs: Sequence[Mapping[str, Any]], lanes: Sequence[str], decades: range) -> Iterable[str]:
+def _groups(runs: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str, list[tuple[str, Mapping[str, Any]]]]]:
+    """Yield name, lane, and each policy's figures: of a lane, or of each tenant where several share it."""
+    for lane in runs[0]["lanes"]:
+        tenants = runs[0]["tenants"].get(lane)
+        if tenants is None:
+            yield lane, lane, [(run["policy"], run["lanes"][lane]) for run in runs]
+        for tenant in tenants or ():
+            yield tenant, lane, [(run["policy"], run["tenants"][lane][tenant]) for run in runs]
+
+
+def _bars(groups: Iterable[tuple[str, str, list[tuple[str, Mapping[str, Any]]]]], decades: range) -> Iterable[str]:
     y = float(_TOP)
-    for lane in lanes:
-        yield _text(16, y + 11, lane, weight="600", colour=_COLOURS[lane])
-        for run in runs:
-            yield _text(_LEFT - 8, y + 11, run["policy"], colour=_FAINT, anchor="end")
-            waits = run["lanes"].get(lane, {}).get("wait_s", {})
-            if waits.get("p99") is None:
+    for name, lane, rows in groups:
+        yield _text(16, y + 11, name, weight="600", colour=_COLOURS[lane])
+        for policy, row in rows:
+            yield _text(_LEFT - 8, y + 11, policy, colour=_FAINT, anchor="end")
+            if row["wait_s"]["p99"] is None:
                 yield _text(_LEFT + 4, y + 11, "none was served", colour=_FAINT)
             else:
-                yield from _bar(lane, waits, y, decades)
+                yield from _bar(lane, row, y, decades)
             y += _ROW
         y += _BETWEEN
 
 
-def _bar(lane: str, waits: Mapping[str, float], y: float, decades: range) -> Iterable[str]:
-    median, end = _x(waits["p50"], decades), _x(waits["p99"], decades)
+def _bar(lane: str, row: Mapping[str, Any], y: float, decades: range) -> Iterable[str]:
+    median, end = _x(row["wait_s"]["p50"], decades), _x(row["wait_s"]["p99"], decades)
     colour = _COLOURS[lane]
     yield f'<rect x="{_LEFT}" y="{y + 2:.1f}" width="{max(end - _LEFT, 2):.1f}" height="11" rx="2" fill="{colour}" opacity="0.55"/>'
     yield f'<line x1="{median:.1f}" y1="{y:.1f}" x2="{median:.1f}" y2="{y + 15:.1f}" stroke="{colour}" stroke-width="2.5"/>'
-    yield _text(end + 5, y + 11, _told(waits["p99"]), size=10)
+    told = _told(row["wait_s"]["p99"])
+    if row["late"]:
+        told += f", {row['late']} late"
+    elif row["served"] < _MOST * row["offered"]:
+        told += f", {row['served'] / row['offered']:.0%} served"
+    yield _text(end + 5, y + 11, told, size=10)
 
 
 def _shares(runs: Sequence[Mapping[str, Any]], lanes: Sequence[str], bottom: float) -> Iterable[str]:
@@ -85,7 +102,7 @@ def _shares(runs: Sequence[Mapping[str, Any]], lanes: Sequence[str], bottom: flo
     if not columns:
         return
     left, top = _LEFT + _PLOT + _GAP, _TOP - 8
-    yield _text(left, 46, "share of the tokens, and what is due by weight", colour=_FAINT)
+    yield _text(left, 46, "share of the tokens, and what is due", colour=_FAINT)
     step = _SHARES / len(columns)
     for number, (name, shares) in enumerate(columns):
         x, y, height = left + number * step, float(top), bottom - 6 - top
