@@ -116,7 +116,7 @@ class Change(_Table):
 class BackendModel(_Table):
     """A model server: a call takes `fixed_ms` + tokens × their ms, times a log-normal noise of mean about 1.
 
-    Calls beyond `slots` wait in the server, first come first served. `single_model`: it holds one model at a time, and takes `swap_s`
+    Calls beyond `slots` wait in the server, first come first served. `one_model`: it holds one model at a time, and takes `swap_s`
     to load another when no call runs.
     """
 
@@ -127,7 +127,7 @@ class BackendModel(_Table):
     answer_token_ms: float = Field(0, ge=0)
     noise: float = Field(0, ge=0, le=2, description="Standard deviation of the logarithm.")
     models: list[str] = Field(default_factory=lambda: [DEFAULT_MODEL], min_length=1)
-    single_model: bool = False
+    one_model: bool = False
     swap_s: float = Field(0, ge=0)
     changes: list[Change] = Field(default_factory=list)
     settings: dict[str, Any] = Field(default_factory=dict, description="More of its [[backends]] entry.")

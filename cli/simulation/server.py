@@ -73,7 +73,7 @@ class Server:
             call = self._waiting[0]
             if not call.is_open:
                 self._waiting.popleft()
-            elif self.row.single_model and call.model != self.loaded:
+            elif self.row.one_model and call.model != self.loaded:
                 if self._running:
                     return
                 self._load(call.model, now_s)

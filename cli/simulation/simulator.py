@@ -73,6 +73,8 @@ class Simulation:
     _topics: dict[Lane, deque[Arrival]] = field(default_factory=lambda: {lane: deque() for lane in Lane})
     _calls: dict[Task, Call] = field(default_factory=dict)
     _in_retry: int = 0
+    unfetched: int = 0
+    """Tasks that wait in Kafka."""
 
     def __post_init__(self) -> None:
         self.settings = self.scenario.worker_settings(self.policy)
@@ -109,10 +111,6 @@ class Simulation:
         self.now_s = until_s
 
     @property
-    def unfetched(self) -> int:
-        return sum(map(len, self._topics.values()))
-
-    @property
     def lost(self) -> int:
         """Tasks that have no outcome and that nobody holds."""
         ended = sum(sum(tally.ends.values()) for tally in self.account.lanes.values())
@@ -147,16 +145,20 @@ class Simulation:
     def _arrived(self, arrival: Arrival, coming: Any, now_s: float) -> None:
         self.account.offered(arrival)
         self._topics[Lane.NORMAL if self._is_one_queue else arrival.kind.lane].append(arrival)
+        self.unfetched += 1
         self._expect(coming)
 
     def _fetch(self) -> bool:
         """Take in what there is room for; return whether something came."""
         came = False
+        if not self.unfetched:
+            return came
         for lane, topic in self._topics.items():
             if not topic:
                 continue
             room = len(topic) if self._is_one_queue else self.most_waiting[lane] - self.decides.waiting(lane)
             for _ in range(min(room, len(topic))):
+                self.unfetched -= 1
                 task = self._task(topic.popleft())
                 self._perform(self.decides.accept(task, now_s=self.now_s))
                 came = True

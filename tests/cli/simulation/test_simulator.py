@@ -86,7 +86,7 @@ def test_should_take_longer_while_a_server_is_slow() -> None:
 
 
 def test_should_load_another_model_only_when_no_call_runs() -> None:
-    backend = {**GPU, "models": ["a", "b"], "single_model": True, "swap_s": 3}
+    backend = {**GPU, "models": ["a", "b"], "one_model": True, "swap_s": 3}
     loads = [{"model": "a", "backlog": 1}, {"model": "b", "backlog": 1, "from_s": 0.05}]
     simulation = ran(scenario(*loads, backends=[backend]), Policy.FIFO)
     totals = sorted(simulation.account.lanes[Lane.NORMAL].totals_s)
@@ -99,7 +99,7 @@ def test_should_load_another_model_only_when_no_call_runs() -> None:
 def test_should_lose_nothing_through_overload_outage_and_deadlines(policy: Policy) -> None:
     backends = [
         {**GPU, "noise": 0.5, "changes": [{"at_s": 5, "for_s": 4, "down": True}]},
-        {**GPU, "name": "other", "models": ["model", "large"], "single_model": True, "swap_s": 1},
+        {**GPU, "name": "other", "models": ["model", "large"], "one_model": True, "swap_s": 1},
     ]
     loads = [
         {"lane": "critical", "rate": 3, "deadline_s": 2},
