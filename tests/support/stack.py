@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, TextIO
 
 import orjson
@@ -28,7 +29,7 @@ SESSION_S = 1.5
 
 @dataclass
 class Stack:
-    """Topics under a fresh prefix, and workers that serve them."""
+    """Topics under a fresh prefix, and workers that serve them. `extra` is the rest of the settings file."""
 
     bootstrap: str
     folder: Path
@@ -37,6 +38,8 @@ class Stack:
     creates_topics: bool = True
     partitions: int = PARTITIONS
     slots: int = 8
+    session_s: float = SESSION_S
+    extra: str = ""
     prefix: str = field(default_factory=lambda: fresh_name("t"))
     workers: list[subprocess.Popen[str]] = field(default_factory=list)
 
@@ -91,21 +94,23 @@ class Stack:
                 f"max_concurrency = {self.slots}",
                 self.backend_extra,
             ]
-        return "\n".join(rows)
+        return "\n".join([*rows, self.extra])
 
-    async def start_worker(self) -> subprocess.Popen[str]:
+    async def start_worker(self, *options: str) -> subprocess.Popen[str]:
         """Start a worker and wait for its ready line."""
-        worker = self.spawn_worker()
+        worker = self.spawn_worker(*options)
         assert worker.stdout is not None
         line = await asyncio.to_thread(worker.stdout.readline)
         assert line, f"the worker ended before it was ready:\n{self.log.read_text()[-4000:]}"
         assert json.loads(line)["event"] == "ready"
         return worker
 
-    def spawn_worker(self, *options: str) -> subprocess.Popen[str]:
-        """Start a worker and do not wait."""
+    def spawn_worker(
+        self, *options: str, program: str = "cli", environment: Mapping[str, str] = MappingProxyType({})
+    ) -> subprocess.Popen[str]:
+        """Start a worker and do not wait. `program` is a module that is run as `cli` is; `environment` is added to this one."""
         with self.log.open("a") as log:
-            worker = self._spawn(log, *options)
+            worker = self._spawn(log, program, environment, *options)
         self.workers.append(worker)
         return worker
 
@@ -114,25 +119,25 @@ class Stack:
         command = [sys.executable, "-m", "cli", *verb, "--config", str(self.config)]
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
-    def _spawn(self, log: TextIO, *options: str) -> subprocess.Popen[str]:
+    def _spawn(self, log: TextIO, program: str, environment: Mapping[str, str], *options: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [
                 sys.executable,
                 "-m",
-                "cli",
+                program,
                 "worker",
                 "--json",
                 "--config",
                 str(self.config),
                 "--session-s",
-                str(SESSION_S),
+                str(self.session_s),
                 *options,
             ],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
             # What a killed worker leaves behind lies with the stack.
-            env={**os.environ, "TRIAGE_DEBUG": "1", "TMPDIR": str(self.folder)},
+            env={**os.environ, "TRIAGE_DEBUG": "1", "TMPDIR": str(self.folder), **environment},
             preexec_fn=die_with_parent(),  # noqa: PLW1509 - it only sets a flag of the child
         )
 

@@ -39,9 +39,6 @@ class Replicated(Stack):
         text = text.replace("allow_insecure_dev = true\n", "")
         return text + '\n[retry]\ntiers = ["5s"]\n[gpus]\nsource = "none"\n'
 
-    def spawn_worker(self, *options: str) -> subprocess.Popen[str]:
-        return super().spawn_worker("--session-s", str(self.session_s), *options)
-
 
 class Member:
     """One process. `start` returns when it is ready; one that ends without having been told to is started again and counted.
