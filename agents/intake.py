@@ -250,7 +250,8 @@ class LaneIntake:
     async def revoking(self, partitions: set[TP]) -> None:
         self._is_revoking = True
         self._overflow.clear()
-        await self._receiver.let_go(self, REVOKE_DRAIN_S)
+        # A worker that drains holds nobody up: its calls go on as long as its drain does, and the next owner waits for them.
+        await self._receiver.let_go(self, 0.0 if self.is_closed else REVOKE_DRAIN_S)
         # What is acknowledged by now is committed next; an acknowledgement after that would be committed for a generation that is over.
         self._generation = _NO_GENERATION
 

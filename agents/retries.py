@@ -271,7 +271,7 @@ class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         for partition in self._partitions.values():
             partition.queues = {lane: deque() for lane in Lane}
-        await self._receiver.let_go(self, REVOKE_DRAIN_S)
+        await self._receiver.let_go(self, 0.0 if self.is_closed else REVOKE_DRAIN_S)
         if self._consumer is not None:
             with contextlib.suppress(KafkaError):
                 await self._commit(self._consumer)

@@ -8,7 +8,7 @@ from typing import Any
 
 from faust.types import TP
 
-from agents.delivery import Delivery
+from agents.delivery import REVOKE_DRAIN_S, Delivery
 from agents.intake import MOST_SPAN, MOST_WAITING, LaneIntake
 from schemas.topics import Lane, TopicNames
 from streams.watchdog import Watchdog
@@ -105,6 +105,16 @@ async def test_what_was_fetched_and_not_taken_is_left_to_the_next_owner() -> Non
             delivery.complete()
     await intake._admit(Event(0, MOST_SPAN + 5))
     assert ([], [False] * len(events)) == (taker.taken, [event.acked for event in events])
+
+
+async def test_a_worker_that_drains_lets_its_partitions_go_at_once() -> None:
+    taker = Taker()
+    intake = await intake_of(taker)
+    await intake.revoking({TP(TOPIC, 0)})
+    await intake.assigned({TP(TOPIC, 0)}, 2)
+    intake.close()
+    await intake.revoking({TP(TOPIC, 0)})
+    assert [REVOKE_DRAIN_S, 0.0] == taker.waits_s
 
 
 async def test_acknowledgement_is_in_offset_order_and_of_this_generation_only() -> None:

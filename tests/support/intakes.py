@@ -21,11 +21,12 @@ from wire.clock import monotonic_s
 
 @dataclass
 class Taker:
-    """A Receiver that keeps what it was given; `full` lanes hold as much as they may."""
+    """A Receiver that keeps what it was given; `full` lanes hold as much as they may. `waits_s`: how long it was to wait for calls."""
 
     taken: list[Task] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
     full: dict[Lane, int] = field(default_factory=dict)
+    waits_s: list[float] = field(default_factory=list)
 
     def accept(self, task: Task) -> None:
         self.taken.append(task)
@@ -43,6 +44,7 @@ class Taker:
         self.taken.clear()
 
     async def let_go(self, owner: Owner, timeout_s: float) -> None:
+        self.waits_s.append(timeout_s)
         self.taken.clear()
 
 
