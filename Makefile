@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test-fast test test-faults bench pictures format lock clean
+.PHONY: help install demo check test-fast test test-faults bench pictures described format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,10 @@ bench: install ## Short form of every benchmark, beside a bare loop in the same 
 
 pictures: install ## Renew docs/pictures from a real demo
 	$(BIN)/python -m cli.picture.shots docs/pictures
+
+described: install ## Renew docs/openapi.json and docs/errors.md from the code
+	$(BIN)/python -m gateway.describe openapi > docs/openapi.json
+	$(BIN)/python -m gateway.describe errors > docs/errors.md
 
 format: install ## Rewrite the code in the project's format
 	$(BIN)/ruff format .

@@ -14,7 +14,8 @@ RANDOM_BYTES = 10
 # Not as long as a uuid7, so that neither is taken for the other.
 _HASH_CHARACTERS = 40
 # What a request without an id, and a replayed one, are called: nobody else may take these names.
-_GIVEN = re.compile(r"(critical|high|normal|low)\.\d+\.\d+|.*:replay\.\d+\.\d+")
+GIVEN = r"(critical|high|normal|low)\.[0-9]+\.[0-9]+|.*:replay\.[0-9]+\.[0-9]+"
+_GIVEN = re.compile(GIVEN)
 _MADE_HERE = re.compile(r"[0-9a-f]{4}:([0-9a-f]{12})7[0-9a-f]{3}[89ab][0-9a-f]{15}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import ConfigDict, Field, ValidationError, field_validator
@@ -20,7 +20,30 @@ from streams.errors import InvalidRequest
 from streams.task import effective_parameters, fingerprint_of
 
 _LONGEST_S = LONGEST_MS / 1000
+TASK_ID_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
 _OF_THE_RECORD = tuple(name for name in InferenceTask.model_fields if name not in ("task_id", "tenant"))
+
+
+def _exactly(schema: dict[str, Any]) -> None:
+    """Say in the description what the types do not: null as good as absent, a lane in any case, one of two deadlines."""
+    fields, null = schema["properties"], {"type": "null"}
+    any_case = "|".join("".join(f"[{letter.upper()}{letter}]" for letter in lane) for lane in Lane)
+    lane = {"type": "string", "pattern": f"^({any_case})$", "description": f"{', '.join(Lane)}, in any case."}
+    fields["priority"] = {"anyOf": [lane, null], "default": "normal"}
+    fields["schema_version"] = {"anyOf": [{"type": "integer", "const": 1}, null], "default": 1}
+    fields["webhook_url"] = {**null, "description": "Webhooks are not there yet."}
+    fields["task_id"] = {
+        "anyOf": [{"type": "string", "pattern": TASK_ID_PATTERN, "not": {"pattern": f"^({ids.GIVEN})$"}}, null],
+        "description": "Absent: the gateway gives one. The forms `<lane>.<n>.<n>` and `…:replay.<n>.<n>` are Triage's own.",
+    }
+    fields["tenant"]["description"] = "The caller's tenant counts, whatever this says."
+    fields["created_at_ms"]["description"] = "With it only the distance to `deadline_at_ms` counts, not the clock."
+    fields["deadline_at_ms"]["description"] = (
+        "For the answer; in the future, and at most 71 h ahead. Not with `timeout_s`."
+    )
+    fields["timeout_s"]["description"] = "For the answer, from acceptance. Not with `deadline_at_ms`."
+    both = {"timeout_s": {"type": "number"}, "deadline_at_ms": {"type": "integer"}}
+    schema["not"] = {"required": list(both), "properties": both}
 
 
 class SubmitBody(InferenceTask):
@@ -30,11 +53,9 @@ class SubmitBody(InferenceTask):
     are ignored, and null is as good as absent.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, strict=True, json_schema_extra=_exactly)
 
-    task_id: (
-        Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$", description="Absent: the gateway gives one.")] | None
-    ) = None
+    schema_version: Literal[1] = 1
     priority: Annotated[Lane, Field(description="In any case.")] = Lane.NORMAL
     timeout_s: Annotated[float, Field(gt=0, le=_LONGEST_S)] | None = None
     webhook_url: Annotated[str, Field(max_length=2048)] | None = None

@@ -38,7 +38,7 @@ class Parameters(TypedDict, total=False):
     temperature: Annotated[float, Field(ge=0, le=2)] | None
     top_p: Annotated[float, Field(ge=0, le=1)] | None
     stop: str | list[str] | None
-    seed: int | None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None
     n: Literal[1] | None
     response_format: dict[str, Any] | None
     tools: list[dict[str, Any]] | None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -43,6 +46,16 @@ async def submit(http: httpx.AsyncClient, **fields: Any) -> str:
 async def get(http: httpx.AsyncClient, what: str, task_id: str, **parameters: Any) -> tuple[int, dict[str, Any]]:
     response = await http.get(f"/v1/async/{what}/{task_id}", params=parameters)
     return response.status_code, response.json()
+
+
+async def post(http: httpx.AsyncClient, what: str, body: object, key: str | None = None) -> tuple[int, dict[str, Any]]:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    response = await http.post(f"/v1/async/{what}", json=body, headers=headers)
+    return without_trace((response.status_code, response.json()))
+
+
+def without_trace(answer: tuple[int, dict[str, Any]]) -> tuple[int, dict[str, Any]]:
+    return answer[0], {**answer[1], "trace_id": None}
 
 
 def free_port() -> int:
@@ -263,56 +276,192 @@ async def test_an_id_on_two_partition_numbers_is_counted(stack: Stack, tmp_path:
     assert f'triage_rejected_total{{reason="id_on_two_partitions"}} {stack.partitions - 1}.0' in metrics
 
 
+class Pair:
+    """Two gateways over the same logs, asked alike after each step of whatever may happen."""
+
+    steps = ("submit", "again", "batch", "produce", "cancel", "end", "end", "cleanup")
+    _order = MappingProxyType({"queued": 1, "processing": 2, "forgotten": 4})
+
+    def __init__(self, stack: Stack, producer: Any, both: Sequence[httpx.AsyncClient], rng: random.Random) -> None:
+        self._stack, self._producer, self._both, self._rng = stack, producer, both, rng
+        self.ids: list[str] = []
+        self.batches: list[str] = []
+        # One that also lies elsewhere may be shown as another task from one moment to the next.
+        self._strays: set[str] = set()
+        self._known: dict[str, str] = {}
+
+    async def step(self, number: int) -> None:
+        what = self._rng.choice(self.steps) if self.ids else "submit"
+        await getattr(self, f"_{what}")(number)
+        await self._look(self._rng.choice(self.ids))
+
+    async def alike(self, what: str, name: str) -> tuple[int, dict[str, Any]]:
+        """Ask both; they answer the same."""
+        one, two = [without_trace(await get(http, what, name)) for http in self._both]
+        assert one == two
+        return one
+
+    async def _look(self, task_id: str) -> None:
+        code, body = await self.alike("status", task_id)
+        now = "forgotten" if code == 410 else body["status"]
+        before = self._known.get(task_id, now)
+        if task_id not in self._strays:
+            assert self._order.get(before, 3) < self._order.get(now, 3) or before == now
+        self._known[task_id] = now
+
+    def _some(self) -> tuple[httpx.AsyncClient, str, int]:
+        """Return a gateway, a task, and a partition number, often the task's."""
+        task_id = self._rng.choice(self.ids)
+        partitions = self._stack.partitions
+        partition = self._rng.choice([home(task_id, partitions), self._rng.randrange(partitions)])
+        return self._rng.choice(self._both), task_id, partition
+
+    async def _submit(self, number: int) -> None:
+        lane, metadata = self._rng.choice(list(Lane)).value, {"n": str(number)}
+        self.ids.append(await submit(self._rng.choice(self._both), priority=lane, metadata=metadata))
+
+    async def _again(self, number: int) -> None:
+        both, key = self._rng.sample(self._both, 2), f"key-{number}"
+        answers = [await post(http, "submit", {**BODY, "model": str(number)}, key) for http in both]
+        assert answers[0] == answers[1]
+        assert [422, 422] == [(await post(http, "submit", BODY, key))[0] for http in reversed(both)]
+        self.ids.append(answers[0][1]["task_id"])
+
+    async def _batch(self, _: int) -> None:
+        code, made = await post(self._rng.choice(self._both), "submit-batch", {"tasks": [BODY] * 3})
+        assert 202 == code
+        self.batches.append(made["batch_id"])
+        self.ids += made["task_ids"]
+
+    async def _produce(self, number: int) -> None:
+        _http, task_id, partition = self._some()
+        self.ids.append(task_id := self._rng.choice([f"own-{number}", task_id]))
+        self._at(task_id, partition)
+        topic = self._stack.names.requests(self._rng.choice(list(Lane)))
+        await self._producer.send_and_wait(topic, request("x", task_id=task_id), partition=partition)
+
+    async def _cancel(self, _: int) -> None:
+        http, task_id, _partition = self._some()
+        assert (await http.delete(f"/v1/async/cancel/{task_id}")).status_code in (200, 409, 410)
+
+    async def _end(self, _: int) -> None:
+        _http, task_id, partition = self._some()
+        self._at(task_id, partition)
+        key, value, headers = terminal(self._stack, task_id, partition, self._rng.choice(list(Outcome)))
+        topic = self._stack.names.results
+        await self._producer.send_and_wait(topic, value, key=key, partition=partition, headers=headers)
+
+    async def _cleanup(self, _: int) -> None:
+        http, task_id, _partition = self._some()
+        assert 200 == (await post(http, "cleanup", {"older_than_s": self._rng.choice([0, 0.5])}))[0]
+        expected = without_trace(await get(http, "status", task_id))
+        async with asyncio.timeout(5):
+            for other in self._both:
+                while expected != without_trace(await get(other, "status", task_id)):
+                    pass
+            for each in self.ids:
+                while len({str(without_trace(await get(one, "status", each))) for one in self._both}) > 1:
+                    pass
+
+    def _at(self, task_id: str, partition: int) -> None:
+        if partition != home(task_id, self._stack.partitions):
+            self._strays.add(task_id)
+
+
 async def test_two_gateways_agree_whatever_happens_and_neither_goes_back(stack: Stack, tmp_path: Path) -> None:
-    rng = random.Random(1)
-    ids: list[str] = []
-    order = {"queued": 1, "processing": 2}
-    known: dict[str, str] = {}
-    strays: set[str] = set()
     async with (
         running_gateway(stack, tmp_path / "a") as one,
         running_gateway(stack, tmp_path / "b") as two,
         stack.producer() as producer,
     ):
+        pair = Pair(stack, producer, [one.http, two.http], random.Random(1))
         for number in range(80):
-            gateway = rng.choice([one, two])
-            what = rng.choice(["submit", "produce", "cancel", "end", "end", "look"]) if ids else "submit"
-            task_id = rng.choice(ids) if ids else ""
-            at_home = home(task_id, stack.partitions)
-            partition = rng.choice([at_home, rng.randrange(stack.partitions)])
-            if what == "submit":
-                ids.append(
-                    await submit(gateway.http, priority=rng.choice(list(Lane)).value, metadata={"n": str(number)})
-                )
-            elif what == "produce":
-                ids.append(rng.choice([f"own-{number}", task_id]))
-                if partition != home(ids[-1], stack.partitions):
-                    strays.add(ids[-1])
-                topic = stack.names.requests(rng.choice(list(Lane)))
-                await producer.send_and_wait(topic, request("x", task_id=ids[-1]), partition=partition)
-            elif what == "cancel":
-                assert (await gateway.http.delete(f"/v1/async/cancel/{task_id}")).status_code in (200, 409)
-            elif what == "end":
-                if partition != at_home:
-                    strays.add(task_id)
-                key, value, headers = terminal(stack, task_id, partition, rng.choice(list(Outcome)))
-                await producer.send_and_wait(stack.names.results, value, key=key, partition=partition, headers=headers)
-            asked = rng.choice(ids)
-            answers = [await get(each.http, "status", asked) for each in (one, two)]
-            assert answers[0] == answers[1]
-            now = answers[0][1]["status"]
-            before = known.get(asked, now)
-            # One that also lies elsewhere may be shown as another task from one moment to the next.
-            if asked not in strays:
-                assert order.get(before, 3) < order.get(now, 3) or before == now
-            known[asked] = now
-        for task_id in ids:
-            for route in ("status", "result"):
-                answers = [await get(each.http, route, task_id) for each in (one, two)]
-                assert answers[0] == answers[1]
+            await pair.step(number)
+        for task_id in pair.ids:
+            await pair.alike("status", task_id)
+            await pair.alike("result", task_id)
+        for batch_id in pair.batches:
+            await pair.alike("batch-status", batch_id)
         figures = [(await each.http.get("/v1/async/stats")).json() for each in (one, two)]
         for name in ("queued", "processing", *list(Outcome)):
             assert figures[0][name] == figures[1][name]
+
+
+async def test_what_belongs_together_survives_a_crash_and_is_known_to_a_fresh_gateway(
+    stack: Stack, tmp_path: Path
+) -> None:
+    folder, body = tmp_path / "gateway", {"tasks": [{**BODY, "priority": lane.value} for lane in Lane]}
+    async with running_gateway(stack, folder) as gateway:
+        http = gateway.http
+        code, batch = await post(http, "submit-batch", body, "key-1")
+        assert (202, 4) == (code, batch["accepted"])
+        single = await post(http, "submit", BODY, "key-2")
+        own = await post(http, "submit", {**BODY, "task_id": "ward7-1"})
+        assert "ward7-1" == own[1]["task_id"]
+        for task_id in batch["task_ids"][:2]:
+            await http.delete(f"/v1/async/cancel/{task_id}")
+        standing = await get(http, "batch-status", batch["batch_id"])
+        assert (200, 2, 2) == (standing[0], standing[1]["cancelled"], standing[1]["pending"])
+        assert {"forgotten": 2, "trace_id": None} == (await post(http, "cleanup", {"older_than_s": 0}))[1]
+        kept = [
+            await get(http, "batch-status", batch["batch_id"]),
+            (await http.get("/v1/async/stats")).json()["cancelled"],
+        ]
+        gateway.end(signal.SIGKILL)
+    for each in (folder, tmp_path / "fresh"):
+        async with running_gateway(stack, each) as gateway:
+            http = gateway.http
+            assert (202, batch) == await post(http, "submit-batch", body, "key-1")
+            assert single == await post(http, "submit", BODY, "key-2")
+            assert own == await post(http, "submit", {**BODY, "task_id": "ward7-1"})
+            assert 409 == (await post(http, "submit", {**BODY, "task_id": "ward7-1", "model": "m"}))[0]
+            assert 422 == (await post(http, "submit-batch", {"tasks": [BODY]}, "key-1"))[0]
+            assert kept[0] == await get(http, "batch-status", batch["batch_id"])
+            assert [410, 410] == [(await get(http, "result", task_id))[0] for task_id in batch["task_ids"][:2]]
+            async with asyncio.timeout(5):
+                while (await http.get("/v1/async/stats")).json()["cancelled"] != 0:
+                    pass
+    async with stack.reader(stack.names.requests(Lane.NORMAL)) as reader:
+        assert 3 == len(await reader.to_end())
+
+
+async def test_a_stream_tells_a_batch_to_its_end_and_goes_on_at_another_gateway(
+    stack: Stack, server: ScriptedServer, tmp_path: Path
+) -> None:
+    async def told(http: httpx.AsyncClient, last: str | None, most: int) -> list[tuple[str, str]]:
+        headers = {"Last-Event-ID": last} if last else {}
+        found: list[tuple[str, str]] = []
+        async with http.stream("GET", "/v1/async/events", params={"batch_id": batch_id}, headers=headers) as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("id: "):
+                    ids.append(line.removeprefix("id: "))
+                elif line.startswith("data: "):
+                    body = json.loads(line.removeprefix("data: "))
+                    found.append((body["task_id"], body["status"]))
+                    if len(found) == most:
+                        break
+        return found
+
+    ids: list[str] = []
+    async with running_gateway(stack, tmp_path / "a") as one, running_gateway(stack, tmp_path / "b") as two:
+        texts = [{"messages": [{"role": "user", "content": f"question {n}"}]} for n in range(6)]
+        batch = (await post(one.http, "submit-batch", {"tasks": texts}))[1]
+        batch_id = batch["batch_id"]
+        assert [(task_id, "queued") for task_id in batch["task_ids"]] == await told(one.http, None, 6)
+        await stack.start_worker()
+        rest = await told(two.http, ids[-1], 8)
+        rest += await told(one.http, ids[-1], 100)
+        ended = [task_id for task_id, status in rest if status == "completed"]
+        assert sorted(batch["task_ids"]) == sorted(ended)
+        assert {"processing", "completed"} >= {status for _, status in rest}
+        assert (
+            204
+            == (
+                await two.http.get(
+                    "/v1/async/events", params={"batch_id": batch_id}, headers={"Last-Event-ID": ids[-1]}
+                )
+            ).status_code
+        )
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
