@@ -7,12 +7,13 @@ import contextlib
 import gc
 import random
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from faust.contrib.asgi import bind_to_running_loop
 from prometheus_client import CollectorRegistry, start_http_server
@@ -21,6 +22,7 @@ from agents.backends.openai import OpenAIBackend
 from agents.cache import CacheFollower
 from agents.control import ControlApp, new_control_app
 from agents.dispatch import DispatchLoop
+from agents.ends import AskedEnds
 from agents.faust_app import new_app
 from agents.history import History
 from agents.intake import LaneIntake
@@ -178,6 +180,7 @@ class Worker:
             client_id=client_id,
             session_s=self._session_s,
         )
+        self._ends = AskedEnds(self._kafka, client_id=client_id, wanted=self._read_partitions)
         self._control: ControlApp = new_control_app(
             self._kafka, index, datadir=self._datadir, session_s=self._session_s
         )
@@ -213,6 +216,7 @@ class Worker:
         self._watch(self._history.run(), "log reader")
         self._watch(self._retries.run(), "retry intake")
         self._watch(self._cache_follower.run(), "cache reader")
+        self._watch(self._ends.run(), "reader of ends")
         for name, backend in self._backends.items():
             self._watch(self._probe(name, backend), f"probe of {name}")
         for app in self._apps:
@@ -368,6 +372,11 @@ class Worker:
             else:
                 metrics.gpu_pressure.labels(gpu).set(int(level))
 
+    def _read_partitions(self) -> Iterator[TopicPartition]:
+        for intake in self._intakes:
+            yield from (TopicPartition(intake.topic, partition) for partition in intake.partitions)
+        yield from self._retries.partitions
+
     def _wake_intakes(self) -> None:
         for intake in self._intakes:
             intake.wake()
@@ -380,10 +389,10 @@ class Worker:
             self._fail(
                 f"the logs of its partitions have not been read on for {STUCK_AFTER_S:g} s, and intake waits for them"
             )
-        if self._retry_watchdog.look(self._retries.reading(), now_s=now_s) is not None:
+        if self._retry_watchdog.look(self._retries.reading(self._ends.now), now_s=now_s) is not None:
             self._fail(f"a retry topic's partition has stood still for {STUCK_AFTER_S:g} s with records to read")
         for intake in self._intakes:
-            stuck = intake.watchdog.look(intake.reading(), now_s=now_s)
+            stuck = intake.watchdog.look(intake.reading(self._ends.now), now_s=now_s)
             if stuck is not None:
                 self._fail(
                     f"partition {stuck} of {intake.topic} has stood still for {STUCK_AFTER_S:g} s with records to read"

@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from aiokafka import TopicPartition
 from faust.types import TP
 
 from agents.delivery import REVOKE_DRAIN_S, Delivery, Owner
@@ -273,11 +274,18 @@ class LaneIntake:
         for tp, offset in offsets.items():
             self._past.committed(tp.topic, tp.partition, offset)
 
-    def reading(self) -> dict[int, Reading]:
-        """Return how far each partition was read, what there is to read, and whether this side is what holds it up."""
+    def reading(self, asked: Mapping[TopicPartition, int]) -> dict[int, Reading]:
+        """Return how far each partition was read, what there is to read, and whether this side is what holds it up.
+
+        `asked`: ends that were asked for by another client than the one that fetches.
+        """
         ends = self.app.read_to_and_ends(self.topic)
         return {
-            partition: Reading(read_to, end, has_room=not self._is_blocked and not self.is_full(partition))
+            partition: Reading(
+                read_to,
+                max(end, asked.get(TopicPartition(self.topic, partition), 0)),
+                has_room=not self._is_blocked and not self.is_full(partition),
+            )
             for partition, (read_to, end) in ends.items()
             if self._past.is_caught_up(self.topic, partition)
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,16 +231,21 @@ class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
             appended_ms=record.timestamp if retry is None else retry.appended_ms,
         )
 
-    def reading(self) -> dict[int, Reading]:
-        """Return how far each partition was read, numbered in any order that stays the same."""
+    @property
+    def partitions(self) -> list[TopicPartition]:
+        return list(self._partitions)
+
+    def reading(self, asked: Mapping[TopicPartition, int]) -> dict[int, Reading]:
+        """Return how far each partition was read, numbered in any order that stays the same; `asked`: ends that another client told."""
         consumer = self._consumer
         if consumer is None:
             return {}
         found = {}
         for number, (tp, partition) in enumerate(sorted(self._partitions.items(), key=lambda item: item[0])):
             state = consumer._subscription.subscription.assignment.state_value(tp)
-            if state is not None and state.has_valid_position and state.lso is not None:
-                found[number] = Reading(state.position, state.lso, has_room=not partition.is_full)
+            if state is not None and state.has_valid_position:
+                end = max(state.lso or 0, asked.get(tp, 0))
+                found[number] = Reading(state.position, end, has_room=not partition.is_full)
         return found
 
     # Acknowledgement

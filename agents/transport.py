@@ -248,7 +248,7 @@ class App(faust.App):  # type: ignore[misc]
     reads_in_gulps: bool = False
 
     def read_to_and_ends(self, topic: str) -> dict[int, tuple[int, int]]:
-        """Return, of each assigned partition, the offset it was read to and the offset that committed records end at."""
+        """Return, of each assigned partition, the offset it was read to, and where it ended at the last fetch (0: none yet)."""
         thread = getattr(self.consumer, "_thread", None)
         consumer = getattr(thread, "_consumer", None)
         if consumer is None:
@@ -257,8 +257,8 @@ class App(faust.App):  # type: ignore[misc]
         # Attributes of another thread's consumer: read one by one, each a whole value.
         for tp in consumer.assignment():
             state = consumer._subscription.subscription.assignment.state_value(tp)
-            if tp.topic == topic and state is not None and state.has_valid_position and state.lso is not None:
-                found[tp.partition] = (state.position, state.lso)
+            if tp.topic == topic and state is not None and state.has_valid_position:
+                found[tp.partition] = (state.position, state.lso or 0)
         return found
 
     def _new_transport(self) -> Transport:

@@ -6,6 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+from aiokafka import TopicPartition
 from faust.types import TP
 
 from agents.delivery import REVOKE_DRAIN_S, Delivery
@@ -76,8 +77,19 @@ async def test_the_watchdog_does_not_blame_a_lane_that_is_full() -> None:
     blocked = asyncio.create_task(intake._admit(Event(0, 0)))
     await asyncio.sleep(0)
     watchdog = Watchdog(after_s=10.0)
-    assert [None] * 20 == [watchdog.look(intake.reading(), now_s=float(second)) for second in range(20)]
+    assert [None] * 20 == [watchdog.look(intake.reading({}), now_s=float(second)) for second in range(20)]
     blocked.cancel()
+
+
+async def test_a_lane_whose_fetcher_is_dead_is_stuck_though_it_knows_of_nothing_to_read() -> None:
+    app = BareApp()
+    app.ends = {0: (5, 5), 1: (0, 0)}
+    intake = await intake_of(Taker(), app)
+    watchdog = Watchdog(after_s=10.0)
+    asked = {TopicPartition(TOPIC, 0): 9, TopicPartition(TOPIC, 1): 0}
+    found = [watchdog.look(intake.reading(asked), now_s=float(second)) for second in range(11)]
+    assert [None] * 10 + [0] == found
+    assert [None] * 20 == [watchdog.look(intake.reading({}), now_s=float(second)) for second in range(11, 31)]
 
 
 async def test_it_goes_on_as_soon_as_fewer_tasks_wait() -> None:
