@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PICTURED := overload noisy-tenant deadline-storm model-swapping
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -41,8 +42,9 @@ test-faults: install ## The long campaign: SECONDS=600
 bench: install ## Short form of every benchmark, beside a bare loop in the same run
 	$(BIN)/python -m benchmarks
 
-pictures: install ## Renew docs/pictures from a real demo
+pictures: install ## Renew docs/pictures from a real demo and from scenarios
 	$(BIN)/python -m cli.picture.shots docs/pictures
+	for name in $(PICTURED); do $(BIN)/triage bench --simulate $$name --picture docs/pictures/$$name.svg >/dev/null || exit 1; done
 
 described: install ## Renew docs/openapi.json and docs/errors.md from the code
 	$(BIN)/python -m gateway.describe openapi > docs/openapi.json

@@ -7,6 +7,7 @@ time runs from the moment it was due. Beside Triage the same work on Celery with
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
@@ -135,6 +136,9 @@ def celery(running: Bench, low: int, seconds: float) -> None:
 
 def main(low: int = 200_000, seconds: float = 30) -> None:
     print(f"priority: {SLOTS} slots of 20 ms, {RATE:g} critical tasks per second for {seconds:g} s")
+    print(
+        f"  {os.cpu_count()} cores, {os.getloadavg()[0]:.1f} busy before the start: on a machine with other work the times are that work's"
+    )
     with bench(slots=SLOTS) as running:
         print(" triage")
         triage(running, low, seconds)
