@@ -41,6 +41,7 @@ def _bench(
     ] = None,
     seconds: Annotated[float | None, typer.Option(min=1, help="Of --simulate, in place of the scenario's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of --simulate, in place of the scenario's.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Of --simulate, in place of the scenario's.")] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="SVG", help="Of --simulate: draw the runs side by side.")
     ] = None,
@@ -56,7 +57,7 @@ def _bench(
         return
     if simulate is None:
         raise SettingsError("Say what to do: `triage bench load`, or `triage bench --simulate FILE`.")
-    _simulate(simulate, {"policies": policy, "seconds": seconds, "seed": seed}, picture, as_json)
+    _simulate(simulate, {"policies": policy, "seconds": seconds, "seed": seed, "workers": workers}, picture, as_json)
 
 
 def _simulate(given: str, changed: Mapping[str, object], picture: Path | None, as_json: bool) -> None:

@@ -13,6 +13,8 @@ def as_text(report: Mapping[str, Any]) -> str:
     """Return the report of `triage bench --simulate` as tables: each lane under every policy, then the tenants that share a lane."""
     runs = report["runs"]
     took = f"{runs[0]['simulated_s']:g} s of virtual time, seed {report['seed']}"
+    if report["workers"] > 1:
+        took += f", {report['workers']} workers"
     rows = [
         f"{report['title'] or report['scenario']} ({took})",
         "",

@@ -36,6 +36,7 @@ def run(name: str, scenario: Scenario, clock_s: Callable[[], float]) -> tuple[di
         "title": scenario.title,
         "seconds": scenario.seconds,
         "seed": scenario.seed,
+        "workers": scenario.workers,
         "runs": runs,
     }, interrupted
 

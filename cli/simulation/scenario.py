@@ -139,6 +139,7 @@ class Scenario(_Table):
     title: str = ""
     seconds: float = Field(300, gt=0)
     seed: int = 0
+    workers: int = Field(1, ge=1, le=64, description="Each has its part of the keys and of every backend's slots.")
     policies: list[Policy] = Field(default_factory=lambda: [Policy.AS_SET], min_length=1)
     backends: list[BackendModel] = Field(min_length=1)
     loads: list[Load] = Field(min_length=1)
@@ -147,7 +148,12 @@ class Scenario(_Table):
     def worker_settings(self, policy: Policy) -> Settings:
         """Return what the worker of a run is set to. Raises: ValidationError."""
         backends = [
-            {"name": row.name, "url": "http://simulated", "models": row.models, "max_concurrency": row.slots}
+            {
+                "name": row.name,
+                "url": "http://simulated",
+                "models": row.models,
+                "max_concurrency": -(-row.slots // self.workers),
+            }
             | row.settings
             for row in self.backends
         ]

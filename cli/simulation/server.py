@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from cli.simulation.arrivals import Arrival
 from cli.simulation.scenario import BackendModel
+from cli.simulation.worker import Worker
 from streams.task import Task
 
 
@@ -18,6 +19,7 @@ class Call:
 
     task: Task
     arrival: Arrival
+    worker: Worker
     backend: str
     model: str
     is_open: bool = True

@@ -1,4 +1,4 @@
-"""Discrete events around one Dispatcher: what arrives, what is sent, what is answered, in virtual time.
+"""Discrete events around the workers' Dispatchers: what arrives, what is sent, what is answered, in virtual time.
 
 It does what a worker's shell does, with the lane topics as plain queues: records are fetched in their order while the lane has room in
 the worker, every change is followed by a step, hand-overs come back when they are due, and a server that went away is looked at
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
+import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 from cli.simulation.account import Account
 from cli.simulation.arrivals import Arrival, arrivals
@@ -22,6 +22,7 @@ from cli.simulation.fifo import Fifo
 from cli.simulation.policy import Policy
 from cli.simulation.scenario import BackendModel, Change, Scenario
 from cli.simulation.server import Call, Server
+from cli.simulation.worker import Worker
 from schemas.request import CachePolicy
 from schemas.result import Output, Source, Usage
 from schemas.topics import Lane, TopicNames
@@ -29,7 +30,7 @@ from streams.brokertime import BrokerClock
 from streams.caching import AnswerCache
 from streams.deadlines import LONGEST_MS
 from streams.dispatcher import Abort, Batch, Dispatcher, Effect, Finish, HandOver, Send
-from streams.errors import BackendUnavailable, ServingError
+from streams.errors import BackendUnavailable
 from streams.fleet import Fleet
 from streams.ports import Answer, Probe
 from streams.task import Task
@@ -42,25 +43,11 @@ _NO_CACHE = CachePolicy(mode="bypass")
 _OUTPUT = Output("simulated", "stop")
 
 
-class Decides(Protocol):
-    """What a run asks: the Dispatcher, or the yardstick."""
-
-    @property
-    def next_deadline_s(self) -> float | None: ...
-    def accept(self, task: Task, *, now_s: float) -> list[Effect]: ...
-    def step(self, now_s: float) -> list[Effect]: ...
-    def answered(self, task: Task, answer: Answer, *, now_s: float) -> list[Effect]: ...
-    def failed(self, task: Task, error: ServingError, *, now_s: float) -> list[Effect]: ...
-    def probed(self, backend: str, probe: Probe, *, now_s: float) -> list[Effect]: ...
-    def waiting(self, lane: Lane) -> int: ...
-    def __len__(self) -> int: ...
-
-
 @dataclass
 class Simulation:
     """One policy on one scenario. `advance` runs it; the account may be read at any time between.
 
-    `most_waiting` is how many tasks of a lane the worker holds at once: the others wait in Kafka.
+    `most_waiting` is how many tasks of a lane a worker holds at once: the others wait in Kafka.
     """
 
     scenario: Scenario
@@ -70,19 +57,16 @@ class Simulation:
     account: Account = field(default_factory=Account)
     _events: list[tuple[float, int, Callable[[float], None]]] = field(default_factory=list)
     _order: count[int] = field(default_factory=count)
-    _topics: dict[Lane, deque[Arrival]] = field(default_factory=lambda: {lane: deque() for lane in Lane})
     _calls: dict[Task, Call] = field(default_factory=dict)
     _in_retry: int = 0
-    unfetched: int = 0
-    """Tasks that wait in Kafka."""
 
     def __post_init__(self) -> None:
         self.settings = self.scenario.worker_settings(self.policy)
         self._clock = BrokerClock()
         self._clock.observe(_EPOCH_MS, now_s=0.0)
         self._names, self._offsets = TopicNames(), count()
-        self._is_one_queue = self.policy is Policy.FIFO
-        self.decides: Decides = self._new_fifo() if self._is_one_queue else self._new_dispatcher()
+        self._keys = random.Random(f"{self.scenario.seed}/keys")  # noqa: S311 - a model, not a secret
+        self.workers = [self._new_worker() for _ in range(self.scenario.workers)]
         self.servers = {row.name: self._new_server(row) for row in self.scenario.backends}
         for number, load in enumerate(self.scenario.loads):
             coming = arrivals(load, f"{self.scenario.seed}/{number}", self.scenario.seconds)
@@ -93,9 +77,8 @@ class Simulation:
         steps = 0
         while True:
             at_s = self._events[0][0] if self._events else math.inf
-            due_s = self.decides.next_deadline_s
-            if due_s is not None:
-                at_s = min(at_s, max(due_s, self.now_s))
+            due_s = [worker.decides.next_deadline_s for worker in self.workers]
+            at_s = min(at_s, *(max(each_s, self.now_s) for each_s in due_s if each_s is not None), math.inf)
             if at_s > until_s:
                 break
             steps = steps + 1 if at_s == self.now_s else 0
@@ -104,10 +87,8 @@ class Simulation:
             self.now_s = at_s
             while self._events and self._events[0][0] <= at_s:
                 heapq.heappop(self._events)[2](at_s)
-            self._fetch()
-            self._perform(self.decides.step(self.now_s))
-            while self._fetch():
-                self._perform(self.decides.step(self.now_s))
+            for worker in self.workers:
+                worker.turn(at_s)
         self.now_s = until_s
 
     @property
@@ -115,7 +96,8 @@ class Simulation:
         """Tasks that have no outcome and that nobody holds."""
         ended = sum(sum(tally.ends.values()) for tally in self.account.lanes.values())
         offered = sum(tally.offered for tally in self.account.lanes.values())
-        return offered - ended - self.unfetched - len(self.decides) - self._in_retry
+        held = sum(worker.unfetched + len(worker.decides) for worker in self.workers)
+        return offered - ended - held - self._in_retry
 
     def figures(self) -> dict[str, Any]:
         """Return the run as one JSON object."""
@@ -144,25 +126,9 @@ class Simulation:
 
     def _arrived(self, arrival: Arrival, coming: Any, now_s: float) -> None:
         self.account.offered(arrival)
-        self._topics[Lane.NORMAL if self._is_one_queue else arrival.kind.lane].append(arrival)
-        self.unfetched += 1
+        number = self._keys.randrange(len(self.workers)) if len(self.workers) > 1 else 0
+        self.workers[number].put(arrival)
         self._expect(coming)
-
-    def _fetch(self) -> bool:
-        """Take in what there is room for; return whether something came."""
-        came = False
-        if not self.unfetched:
-            return came
-        for lane, topic in self._topics.items():
-            if not topic:
-                continue
-            room = len(topic) if self._is_one_queue else self.most_waiting[lane] - self.decides.waiting(lane)
-            for _ in range(min(room, len(topic))):
-                self.unfetched -= 1
-                task = self._task(topic.popleft())
-                self._perform(self.decides.accept(task, now_s=self.now_s))
-                came = True
-        return came
 
     def _task(self, arrival: Arrival) -> Task:
         kind, now_s = arrival.kind, self.now_s
@@ -191,26 +157,26 @@ class Simulation:
 
     # Effects
 
-    def _perform(self, effects: Iterable[Effect]) -> None:
+    def _perform(self, worker: Worker, effects: Iterable[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Send):
-                self._send(effect.batch)
+                self._send(worker, effect.batch)
             elif isinstance(effect, Finish):
                 self.account.ended(_arrival(effect.task), effect.result.outcome, self.now_s)
             elif isinstance(effect, HandOver):
                 self._in_retry += 1
                 due_s = self._clock.monotonic_s(effect.not_before_ms, now_s=self.now_s)
-                self._at(max(due_s, self.now_s), partial(self._come_back, effect))
+                self._at(max(due_s, self.now_s), partial(self._come_back, worker, effect))
             elif isinstance(effect, Abort):
                 call = self._calls.pop(effect.task)
                 self.servers[call.backend].close(call, self.now_s)
 
-    def _send(self, batch: Batch) -> None:
+    def _send(self, worker: Worker, batch: Batch) -> None:
         server = self.servers[batch.backend]
         for task in batch.tasks:
             arrival = _arrival(task)
             self.account.started(arrival, self.now_s)
-            call = self._calls[task] = Call(task, arrival, batch.backend, batch.model)
+            call = self._calls[task] = Call(task, arrival, worker, batch.backend, batch.model)
             if server.is_down:
                 self._at(self.now_s, partial(self._fail, call))
             else:
@@ -220,20 +186,21 @@ class Simulation:
         del self._calls[call.task]
         arrival = call.arrival
         answer = Answer(_OUTPUT, Usage(arrival.prompt_tokens, arrival.answer_tokens, arrival.tokens))
-        self._perform(self.decides.answered(call.task, answer, now_s=now_s))
+        self._perform(call.worker, call.worker.decides.answered(call.task, answer, now_s=now_s))
 
     def _fail(self, call: Call, now_s: float) -> None:
         if self._calls.get(call.task) is call:
             del self._calls[call.task]
-            self._perform(self.decides.failed(call.task, BackendUnavailable("connection refused"), now_s=now_s))
+            error = BackendUnavailable("connection refused")
+            self._perform(call.worker, call.worker.decides.failed(call.task, error, now_s=now_s))
 
-    def _come_back(self, effect: HandOver, now_s: float) -> None:
+    def _come_back(self, worker: Worker, effect: HandOver, now_s: float) -> None:
         """A retry topic gives the task back, as a new delivery."""
         self._in_retry -= 1
         task = self._task(_arrival(effect.task))
         task.task_id, task.hops = effect.task.task_id, effect.hops
         task.attempts = task.past_attempts = effect.task.attempts
-        self._perform(self.decides.accept(task, now_s=now_s))
+        worker.accept(task, now_s)
 
     # Servers
 
@@ -264,24 +231,23 @@ class Simulation:
             probe = Probe(up=False, reason="connection refused")
         else:
             probe = Probe(up=True, models=tuple(row.models), slots=row.slots)
-        self._perform(self.decides.probed(row.name, probe, now_s=now_s))
+        for worker in self.workers:
+            self._perform(worker, worker.decides.probed(row.name, probe, now_s=now_s))
 
     def _at(self, when_s: float, what: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (when_s, next(self._order), what))
 
-    def _new_dispatcher(self) -> Dispatcher:
-        settings, names = self.settings, count(1)
-        return Dispatcher(
-            settings,
-            self._clock,
-            Fleet(settings.gpus.stale_after_s, settings.pressure),
-            AnswerCache(0, 0),
-            new_batch_id=lambda: f"batch-{next(names)}",
-        )
+    def _new_worker(self) -> Worker:
+        settings, numbers = self.settings, count(1)
 
-    def _new_fifo(self) -> Fifo:
-        names = count(1)
-        return Fifo(self.settings, self._clock, lambda: f"batch-{next(names)}")
+        def new_batch_id() -> str:
+            return f"batch-{next(numbers)}"
+
+        if self.policy is Policy.FIFO:
+            return Worker(Fifo(settings, self._clock, new_batch_id), None, self._task, self._perform)
+        fleet = Fleet(settings.gpus.stale_after_s, settings.pressure)
+        dispatcher = Dispatcher(settings, self._clock, fleet, AnswerCache(0, 0), new_batch_id)
+        return Worker(dispatcher, self.most_waiting, self._task, self._perform)
 
 
 def _arrival(task: Task) -> Arrival:

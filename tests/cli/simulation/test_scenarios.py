@@ -117,3 +117,10 @@ def test_should_let_critical_wait_for_one_call_when_strict() -> None:
 def test_should_miss_few_deadlines_in_a_storm_also_where_the_short_go_first() -> None:
     fifo, ours = (five_minutes("deadline-storm", policy) for policy in (Policy.FIFO, Policy.SIZE_AWARE))
     assert lane(ours, "normal")["late"] <= lane(fifo, "normal")["late"] / 3
+
+
+def test_should_give_every_lane_its_share_over_three_workers() -> None:
+    given = scenario.load("overload", {"seconds": SECONDS, "workers": 3})
+    rows = ran(given, Policy.WEIGHTS).figures()["lanes"]
+    for name in LANES:
+        assert rows[name]["due_share"] == pytest.approx(rows[name]["share"], abs=0.03)

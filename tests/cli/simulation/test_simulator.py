@@ -47,7 +47,10 @@ def test_should_stop_and_go_on_where_it_stopped() -> None:
 
 def test_should_leave_a_backlog_in_kafka_beyond_what_the_worker_holds() -> None:
     simulation = ran(scenario({"backlog": 2000}, seconds=0.05))
-    assert (512, 2000 - 512 - 2) == (simulation.decides.waiting(Lane.NORMAL), simulation.unfetched)
+    assert (512, 2000 - 512 - 2) == (
+        simulation.workers[0].decides.waiting(Lane.NORMAL),
+        simulation.workers[0].unfetched,
+    )
 
 
 def test_should_give_the_yardstick_one_queue_whatever_the_lane() -> None:
@@ -110,3 +113,13 @@ def test_should_lose_nothing_through_overload_outage_and_deadlines(policy: Polic
     # When nothing more comes, everything ends.
     simulation.advance(2000)
     assert (0, 0) == (simulation.lost, sum(row["unfinished"] for row in simulation.figures()["lanes"].values()))
+
+
+def test_should_split_keys_and_slots_between_workers() -> None:
+    loads = [{"lane": "high", "backlog": 3000}, {"lane": "low", "backlog": 3000}]
+    simulation = ran(scenario(*loads, backends=[{**GPU, "slots": 6}], workers=3))
+    figures = simulation.figures()
+    assert 1.0 == pytest.approx(figures["backends"]["gpu"]["busy_ratio"], abs=0.01)
+    assert [0.8, 0.2] == pytest.approx([figures["lanes"][name]["share"] for name in ("high", "low")], abs=0.02)
+    left = [each.unfetched + len(each.decides) for each in simulation.workers]
+    assert [1400, 1400, 1400] == pytest.approx(left, rel=0.1)  # of 6000, 60 a second were served
