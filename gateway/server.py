@@ -19,6 +19,8 @@ from wire.logs import get_logger
 _FINISH_S = 20
 _CLOSE_S = 10
 _BACKLOG = 1024
+# Longer than clients keep an idle connection (httpx 5 s, nginx 60 s): who closes it first must be the one that would send on it.
+_KEEP_ALIVE_S = 75
 _MOST_HEAD_BYTES = 64 << 10
 
 log = get_logger(__name__)
@@ -89,6 +91,7 @@ async def serve(gateway: Gateway, listening: socket.socket) -> None:
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=_FINISH_S,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         ssl_certfile=settings.tls_cert_file,
         ssl_keyfile=settings.tls_key_file,
         proxy_headers=bool(settings.trusted_proxies),
