@@ -162,6 +162,8 @@ class Worker:
             metrics=self._metrics,
             after_let_go=self._snapshots.send,
             on_room=self._wake_intakes,
+            cannot_be_met=lambda task: describer.cannot_be_met(task, now_s=monotonic_s()),
+            on_sent=lambda batch: describer.sent(batch, now_s=monotonic_s()),
             on_finished=lambda lane: describer.finished(lane, now_s=monotonic_s()),
             on_backend_down=lambda name: self._down[name].set(),
             on_fatal=self._fail,
@@ -346,9 +348,11 @@ class Worker:
 
     async def _tick(self) -> None:
         assert self._dispatch is not None
+        assert self._describer is not None
         while True:
             await asyncio.sleep(_TICK_S)
             self._measure()
+            self._describer.look(now_s=monotonic_s())
             self._judge_progress()
             self._dispatch.reconsider()
             await self._snapshots.tick()
@@ -422,7 +426,9 @@ class Worker:
                 for partition, offset in intake.fetched_through.items()
             },
             classes=self._describer.classes(now_s=now_s, to_ms=self._clock.ms),
-            backends=self._describer.backends(),
+            backends=self._describer.backends(now_s=now_s),
+            pace=self._describer.pace(now_s=now_s),
+            strict=self._settings.scheduling.policy == "strict",
         )
 
 

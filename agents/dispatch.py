@@ -27,7 +27,7 @@ from schemas.topics import Lane, TopicNames
 from streams import outcome
 from streams.deadlines import LONGEST_MS
 from streams.dispatcher import Abort, Batch, Dispatcher, Drop, Effect, Finish, HandOver, Send
-from streams.errors import BackendProtocolError, InternalError, ServingError
+from streams.errors import BackendProtocolError, DeadlineInfeasible, InternalError, ServingError
 from streams.ports import Answer, Backend
 from streams.task import Task, TaskKey
 from wire.clock import monotonic_s
@@ -57,6 +57,8 @@ class DispatchLoop:
         worker: str,
         metrics: WorkerMetrics,
         after_let_go: Callable[[], Awaitable[None]],
+        cannot_be_met: Callable[[Task], bool] = lambda _task: False,
+        on_sent: Callable[[Batch], None] = lambda _batch: None,
         on_finished: Callable[[Lane], None] = lambda _lane: None,
         on_room: Callable[[], None] = lambda: None,
         on_backend_down: Callable[[str], None] = lambda _name: None,
@@ -65,10 +67,11 @@ class DispatchLoop:
         self.dispatcher = dispatcher
         self._producer, self._history, self._names = producer, history, names
         self._worker, self._metrics, self._on_backend_down = worker, metrics, on_backend_down
-        self._on_finished, self._on_fatal = on_finished, on_fatal
+        self._on_sent, self._on_finished, self._on_fatal = on_sent, on_finished, on_fatal
         self._dead_letters = DeadLetters(producer, names, metrics)
         self._finishing: dict[TaskKey, Task] = {}
         self._after_let_go, self._on_room = after_let_go, on_room
+        self._cannot_be_met = cannot_be_met
         self._calls = Calls(dispatcher, backends, report=self._report, spawn=self._spawn)
         self._background: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -87,6 +90,10 @@ class DispatchLoop:
         now_ms = self.dispatcher.clock.ms(now_s)
         is_new = not self.dispatcher.holds(task.key)
         elsewhere = is_new and self._history.redelivery.taken_in(task, now_s=now_s, now_ms=now_ms)
+        if is_new and not elsewhere and self._cannot_be_met(task):
+            result = outcome.failed(task, DeadlineInfeasible(), now_s=now_s, now_ms=now_ms)
+            self._perform([Finish(task, result)])
+            return
         self._perform(self.dispatcher.accept(task, now_s=now_s, elsewhere=elsewhere))
         self.kick()
 
@@ -180,6 +187,7 @@ class DispatchLoop:
         for effect in effects:
             has_room |= not isinstance(effect, Abort)  # fewer wait than before, or may
             if isinstance(effect, Send):
+                self._on_sent(effect.batch)
                 self._spawn(self._run_batch(effect.batch))
             elif isinstance(effect, Finish):
                 self._finishing[effect.task.key] = effect.task

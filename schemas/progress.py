@@ -39,13 +39,33 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """What was sent to backends in those of the last 60 s in which something had to wait: their service rate, whatever the demand.
+
+    `seconds` 0.0: nothing had to wait.
+    """
+
+    tasks: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class LaneState:
-    """What a worker holds of a lane. `oldest_wait_s` 0.0: nothing waits; `done_per_minute` counts outcomes of the last 60 s."""
+    """What a worker holds of a lane. `oldest_wait_s` 0.0: nothing waits; `done_per_minute` counts outcomes of the last 60 s.
+
+    `tokens` are those that wait, `sent_tokens` those that were sent to backends within the last 60 s: both are costs as they were
+    estimated at intake. `weight` 0: not told.
+    """
 
     waiting: int
     in_flight: int
     oldest_wait_s: float
     done_per_minute: int
+    tokens: int = 0
+    sent_tokens: int = 0
+    weight: int = 0
+    pace: Pace = field(default_factory=Pace)
 
 
 class Gate(StrEnum):
@@ -85,7 +105,11 @@ class ClassState:
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """A model server as a worker sees it. `reason` says why it is not up; `latency_ema_s` is None before a first answer."""
+    """A model server as a worker sees it. `reason` says why it is not up; `latency_ema_s` is None before a first answer.
+
+    `paused`: it is up, and gets nothing for a while after failures. `pressure` None: not known. `any_model`: it takes requests for
+    any model name. `lost`: a card of its has fallen off. `kept` are free slots by the lane that alone may use them.
+    """
 
     name: str
     kind: str
@@ -97,6 +121,16 @@ class BackendStatus:
     failure_ratio: float = 0.0
     draining: bool = False
     reason: str | None = None
+    paused: bool = False
+    pressure: str | None = None
+    any_model: bool = False
+    lost: bool = False
+    kept: dict[str, int] = field(default_factory=dict)
+
+    def free(self, lane: Lane) -> int:
+        """Return how many calls of a lane may start now."""
+        kept = sum(slots for name, slots in self.kept.items() if name != lane.value)
+        return max(self.limit - self.in_flight - kept, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +138,7 @@ class WorkerSnapshot:
     """What a worker holds, by lane name.
 
     `in_flight` lists task ids at backends; `fetched_through` maps `topic/partition` to the newest fetched offset; `classes` has at
-    most 256 rows, the longest waiting first.
+    most 256 rows, the longest waiting first. `pace` is that of all lanes together. `strict`: a lane is served when those above are empty.
     """
 
     worker: str
@@ -117,3 +151,5 @@ class WorkerSnapshot:
     fetched_through: dict[str, int] = field(default_factory=dict)
     classes: list[ClassState] = field(default_factory=list)
     backends: list[BackendStatus] = field(default_factory=list)
+    pace: Pace = field(default_factory=Pace)
+    strict: bool = False

@@ -70,6 +70,12 @@ class DeadlineExpired(ServingError):
     outcome = Outcome.EXPIRED
 
 
+class DeadlineInfeasible(DeadlineExpired):
+    """The deadline could not be met when the request was taken in: more is due before it than can be served until then."""
+
+    type = ErrorType.DEADLINE_INFEASIBLE
+
+
 class BackendError(ServingError):
     """A model server did not answer as it should.
 

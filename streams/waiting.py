@@ -19,11 +19,15 @@ class ClassKey(NamedTuple):
 
 @dataclass(slots=True)
 class ClassCount:
-    """`tasks` and `tokens` that wait; `since_s` is when the class began to have some."""
+    """The tasks that wait, and their tokens; `since_s` is when the class began to have some."""
 
     since_s: float
-    tasks: int = 0
+    members: set[Task] = field(default_factory=set)
     tokens: int = 0
+
+    @property
+    def tasks(self) -> int:
+        return len(self.members)
 
 
 @dataclass
@@ -34,20 +38,21 @@ class WaitingCounts:
     classes: dict[ClassKey, ClassCount] = field(default_factory=dict)
 
     def add(self, task: Task) -> None:
-        count = self.classes.setdefault(_class_of(task), ClassCount(task.accepted_s))
-        count.tasks += 1
+        count = self.classes.setdefault(class_of(task), ClassCount(task.accepted_s))
+        count.members.add(task)
         count.tokens += task.cost_tokens
         self.lanes[task.lane] += 1
 
     def remove(self, task: Task) -> None:
-        key = _class_of(task)
+        key = class_of(task)
         count = self.classes[key]
-        count.tasks -= 1
+        count.members.remove(task)
         count.tokens -= task.cost_tokens
         self.lanes[task.lane] -= 1
-        if not count.tasks:
+        if not count.members:
             del self.classes[key]
 
 
-def _class_of(task: Task) -> ClassKey:
+def class_of(task: Task) -> ClassKey:
+    """Return the class that a task belongs to while it waits."""
     return ClassKey(task.lane, task.tenant, task.model)

@@ -5,6 +5,7 @@ A file changes only together with the contract. `tests/golden/NAME.json` holds o
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from schemas.cache import CacheEntry
 from schemas.codec import decode, decode_request, encode
 from schemas.gpu import GpuId, GPUMetrics, GpuProcess, GpuSource, ReadingError
-from schemas.progress import BackendStatus, Chunk, ClassState, Gate, LaneState, Started, WorkerSnapshot
+from schemas.progress import BackendStatus, Chunk, ClassState, Gate, LaneState, Pace, Started, WorkerSnapshot
 from schemas.result import (
     BatchRef,
     ErrorType,
@@ -136,15 +137,33 @@ WRITTEN: dict[str, Any] = {
         pid=77,
         at_ms=AT_MS,
         draining=True,
-        lanes={"critical": LaneState(0, 1, 0.0, 6), "low": LaneState(12, 0, 4.5, 0)},
+        lanes={
+            "critical": LaneState(0, 1, 0.0, 6, 0, 1536, 8, Pace(0, 0, 0.0)),
+            "low": LaneState(12, 0, 4.5, 0, 3072, 256, 1, Pace(1, 256, 4.0)),
+        },
         in_flight=["ward7-018f"],
         fetched_through={"triage.requests.high/3": 1842},
         classes=[ClassState(Lane.LOW, "ward7", None, 12, 3072, Gate.NO_FREE_SLOT, AT_MS)],
         backends=[
+            BackendStatus("llama-1", "llamacpp", True, 1, 4, ["tiny"], 0.5, 0.0, kept={"critical": 1}),
+            BackendStatus("vllm-1", "vllm", False, 0, 8, [], reason="connection refused", pressure="HIGH", lost=True),
+        ],
+        pace=Pace(1, 256, 4.0),
+        strict=False,
+    ),
+}
+
+# Read only: what an earlier version wrote. What it did not tell is at its default.
+OLDER: dict[str, Any] = {
+    "worker-snapshot-1": replace(
+        WRITTEN["worker-snapshot"],
+        lanes={"critical": LaneState(0, 1, 0.0, 6), "low": LaneState(12, 0, 4.5, 0)},
+        backends=[
             BackendStatus("llama-1", "llamacpp", True, 1, 4, ["tiny"], 0.5, 0.0),
             BackendStatus("vllm-1", "vllm", False, 0, 8, [], reason="connection refused"),
         ],
-    ),
+        pace=Pace(),
+    )
 }
 
 REQUESTS: dict[str, dict[str, Any]] = {
@@ -190,10 +209,15 @@ def test_a_record_is_read_as_what_it_says(name: str) -> None:
     assert WRITTEN[name] == decode(type(WRITTEN[name]), golden(name))
 
 
+@pytest.mark.parametrize("name", OLDER)
+def test_an_older_record_is_read_as_what_it_says(name: str) -> None:
+    assert OLDER[name] == decode(type(OLDER[name]), golden(name))
+
+
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_record_is_written_as_it_was(name: str) -> None:
     assert golden(name) == encode(WRITTEN[name])
 
 
 def test_every_file_is_checked() -> None:
-    assert {*REQUESTS, *WRITTEN} == {path.stem for path in GOLDEN.iterdir()}
+    assert {*REQUESTS, *WRITTEN, *OLDER} == {path.stem for path in GOLDEN.iterdir()}

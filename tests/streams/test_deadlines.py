@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from schemas.request import InferenceTask
-from streams.deadlines import LONGEST_MS, deadline_ms
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.cache import CacheEntry
+from schemas.request import CachePolicy, InferenceTask
+from schemas.result import Output, Usage
+from schemas.topics import Lane
+from streams.deadlines import LONGEST_MS, cannot_be_met, deadline_ms, is_infeasible
 from streams.errors import InvalidRequest
+from streams.snapshot import Describer
+from streams.workers import Rate
+from tests.support.tasks import make_task
+from tests.topology.scene import Scene, backend
 
 APPENDED_MS = 1_795_420_000_000
 
@@ -44,3 +55,114 @@ def test_a_deadline_more_than_71_hours_ahead_is_refused(created_at_ms: int | Non
 def _request(created_at_ms: int | None, deadline_at_ms: int | None) -> InferenceTask:
     times = {"created_at_ms": created_at_ms, "deadline_at_ms": deadline_at_ms}
     return InferenceTask.model_validate({"messages": [{"role": "user"}], **times})
+
+
+RATE = Rate(10.0, 1000.0, 100)  # known to 10 %, so up to 1300 tokens a second
+
+
+@pytest.mark.parametrize(
+    ("left_s", "tokens_ahead", "rate", "expected"),
+    [
+        (10.0, 13_001, RATE, True),
+        (10.0, 13_000, RATE, False),
+        (0.0, 1, RATE, True),
+        (-5.0, 0, RATE, False),
+        (10.0, 1_000_000, Rate(10.0, 1000.0, 19), False),
+        (10.0, 1_000_000, Rate(), False),
+    ],
+)
+def test_what_cannot_be_met_is_known_only_from_much_that_was_measured(
+    left_s: float, tokens_ahead: float, rate: Rate, expected: bool
+) -> None:
+    assert expected == cannot_be_met(left_s, tokens_ahead, rate)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 20), st.integers(1, 400)), max_size=60),
+    st.floats(0.1, 20),
+    st.integers(1, 400),
+    st.floats(0, 3),
+)
+def test_a_task_that_is_called_infeasible_is_never_served_in_time(
+    waiting: list[tuple[float, int]], due_s: float, cost: int, answer_s: float
+) -> None:
+    rate = Rate(1.0, 100.0, 400)
+    held = [make_task(deadline_s=each_s, cost_tokens=tokens) for each_s, tokens in waiting]
+    task = make_task(deadline_s=due_s, cost_tokens=cost)
+    starts_s = 0.0  # by deadline, at the measured rate; what has expired is not served
+    for each in sorted(held, key=lambda each: each.deadline_s):
+        if starts_s <= each.deadline_s <= due_s:
+            starts_s += each.cost_tokens / rate.tokens_per_s
+    if is_infeasible(task, held, rate, answer_s, now_s=0.0):
+        assert starts_s > due_s - answer_s
+
+
+def test_dearer_and_later_tasks_are_not_in_the_way() -> None:
+    task = make_task(deadline_s=1.0, cost_tokens=100)
+    ahead = [make_task(deadline_s=1.0, cost_tokens=100) for _ in range(30)]
+    dearer = [make_task(deadline_s=1.0, cost_tokens=101) for _ in range(30)]
+    later = [make_task(deadline_s=1.1, cost_tokens=100) for _ in range(30)]
+    early = [make_task(deadline_s=0.4, cost_tokens=100) for _ in range(30)]
+    rate = Rate(10.0, 1000.0, 400)
+    apart = [make_task(deadline_s=1.0, cost_tokens=100, budget="batch") for _ in range(30)]
+    other = [make_task(deadline_s=1.0, cost_tokens=100, agent_type="nurse") for _ in range(30)]
+    lines = (ahead, dearer, later, early, apart, other)
+    found = [is_infeasible(task, held, rate, 0.5, now_s=0.0) for held in lines]
+    assert [True, False, False, False, False, False] == found
+
+
+def served(seconds: int) -> tuple[Scene, Describer]:
+    """Return a scene in which one task a second was served while others waited."""
+    scene = Scene.of(backend(slots=1))
+    describer = Describer(scene.dispatcher)
+    scene.accept_many(seconds + 30, Lane.HIGH, deadline_s=1000.0)
+    for _ in range(seconds):
+        sent = len(scene.sent)
+        scene.clock.advance(1.0)
+        scene.answered(scene.dispatcher.running[0])
+        for batch in scene.sent[sent:]:
+            describer.sent(batch, now_s=scene.now_s)
+        describer.look(now_s=scene.now_s)
+    return scene, describer
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"deadline_s": 1000.0},
+        {"deadline_s": 60.0},  # it goes before the others
+        {"deadline_s": 60.0, "tenant": "other"},
+        {"deadline_s": 60.0, "lane": Lane.LOW},
+    ],
+)
+def test_a_worker_ends_nothing_at_intake_that_has_a_chance(fields: dict[str, Any]) -> None:
+    scene, describer = served(40)
+    task = make_task(now_s=scene.now_s, **{"lane": Lane.HIGH, **fields})
+    assert not describer.cannot_be_met(task, now_s=scene.now_s)
+
+
+def test_what_the_cache_can_answer_is_taken_in_however_much_waits() -> None:
+    scene, describer = served(40)
+    due_s = scene.now_s + 1.0
+    scene.accept_many(30, Lane.LOW, deadline_s=due_s)
+    task = make_task(lane=Lane.LOW, now_s=scene.now_s, deadline_s=due_s, cache=CachePolicy())
+    assert describer.cannot_be_met(task, now_s=scene.now_s)
+    assert task.fingerprint is not None
+    entry = CacheEntry(Output("cached", "stop"), Usage(1, 1, 2), "tiny", 0, 1 << 53, "default")
+    scene.dispatcher.cache.put(task.fingerprint, entry, 10)
+    assert not describer.cannot_be_met(task, now_s=scene.now_s)
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_of_many_that_are_due_together_those_beyond_what_can_be_served_end_at_intake(tried: bool) -> None:
+    scene, describer = served(40)
+    due_s = scene.now_s + 10.0
+    refused = 0
+    for _ in range(60):
+        task = make_task(lane=Lane.HIGH, now_s=scene.now_s, deadline_s=due_s, tenant="late")
+        task.attempts = int(tried)
+        if describer.cannot_be_met(task, now_s=scene.now_s):
+            refused += 1
+        else:
+            scene.take(task)
+    assert (0 if tried else 60 - 15) == refused  # 9.5 s at one a second, taken to be half as fast again

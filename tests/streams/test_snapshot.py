@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.progress import Gate, LaneState
+from schemas.progress import Gate, LaneState, Pace
 from schemas.topics import Lane
 from streams.snapshot import MOST_CLASSES, Describer
 from tests.topology.scene import DOWN, Scene, backend, up
@@ -26,8 +26,37 @@ def test_lanes_tell_what_waits_what_runs_and_what_was_done() -> None:
 
     lanes = describer.lanes(now_s=scene.now_s)
 
-    assert lanes["critical"] == LaneState(waiting=1, in_flight=2, oldest_wait_s=2.0, done_per_minute=2)
-    assert lanes["low"] == LaneState(waiting=0, in_flight=0, oldest_wait_s=0.0, done_per_minute=0)
+    assert lanes["critical"] == LaneState(1, 2, 2.0, 2, tokens=first.cost_tokens, sent_tokens=0, weight=8)
+    assert lanes["low"] == LaneState(0, 0, 0.0, 0, weight=1)
+
+
+def test_what_was_sent_while_work_had_to_wait_is_a_lanes_pace() -> None:
+    scene = Scene.of(backend(slots=1))
+    describer = Describer(scene.dispatcher)
+    described = 0
+
+    def tick() -> None:
+        nonlocal described
+        for batch in scene.sent[described:]:
+            describer.sent(batch, now_s=scene.now_s)
+        described = len(scene.sent)
+        describer.look(now_s=scene.now_s)
+        scene.clock.advance(1.0)
+
+    tasks = scene.accept_many(5, Lane.LOW)
+    tick()  # one runs, and the others wait
+    for _ in range(3):
+        scene.answered(scene.dispatcher.running[0])
+        tick()
+    for _ in range(2):
+        scene.answered(scene.dispatcher.running[0])
+        tick()  # nothing waits any more, so what is sent is what is asked for
+
+    cost = tasks[0].cost_tokens
+    assert Pace(3, 3 * cost, 3.0) == describer.pace(Lane.LOW, now_s=scene.now_s) == describer.pace(now_s=scene.now_s)
+    assert Pace() == describer.pace(Lane.HIGH, now_s=scene.now_s)
+    assert 5 * cost == describer.lanes(now_s=scene.now_s)["low"].sent_tokens
+    assert Pace() == describer.pace(Lane.LOW, now_s=scene.now_s + 60)
 
 
 def test_outcomes_older_than_a_minute_are_not_counted() -> None:
@@ -102,12 +131,25 @@ def test_only_the_classes_that_wait_longest_are_told() -> None:
     assert rows[0].tenant == "tenant-1"  # tenant-0's is running
 
 
+def test_a_backend_tells_its_slots_that_are_kept_for_a_lane() -> None:
+    scene = Scene.of(backend(slots=3))
+    scene.accept()
+    describer = Describer(scene.dispatcher)
+    (row,) = describer.backends(now_s=scene.now_s)
+    assert ({"critical": 1}, 1, 2) == (row.kept, row.free(Lane.LOW), row.free(Lane.CRITICAL))
+    scene.accept(lane=Lane.CRITICAL)
+    scene.clock.advance(0.01)  # its window
+    scene.step()
+    (row,) = describer.backends(now_s=scene.now_s)
+    assert ({}, 1, 1) == (row.kept, row.free(Lane.LOW), row.free(Lane.CRITICAL))
+
+
 def test_backends_tell_why_they_are_down() -> None:
     scene = Scene.of(backend(slots=2))
     scene.accept()
     scene.probed("b1", DOWN)
 
-    (row,) = Describer(scene.dispatcher).backends()
+    (row,) = Describer(scene.dispatcher).backends(now_s=scene.now_s)
 
     assert (row.name, row.up, row.in_flight, row.limit, row.models, row.reason) == (
         "b1",
