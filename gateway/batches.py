@@ -189,7 +189,10 @@ class Batches:
             return task_id, None
         if own_id is not None and (own_id in taken or self._view.find(own_id) is not None):
             raise Problem(Kind.ID_TAKEN)
-        return task_id, draft.submission(task_id, self._partitions, now_ms=now_ms, batch_id=batch_id)
+        made = draft.submission(task_id, self._partitions, now_ms=now_ms, batch_id=batch_id)
+        if draft.has_deadline:
+            self._tasks.waits.of_next(made)
+        return task_id, made
 
     async def _write(self, batch: _Batch, headers: Headers) -> None:
         left = iter(batch.left)

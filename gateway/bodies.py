@@ -24,7 +24,7 @@ StatusName = Literal["queued", "processing", "completed", "failed", "cancelled",
 
 
 class Estimate(BaseModel):
-    """How long until the answer, in seconds, with the bounds of the guess."""
+    """Seconds until it is sent to a backend: about `wait_s`, for eight of ten tasks between `low_s` and `high_s`."""
 
     wait_s: float
     low_s: float
@@ -38,6 +38,7 @@ class Links(BaseModel):
     status: str
     result: str
     cancel: str
+    explain: str
 
 
 class SubmitBatchBody(BaseModel):
@@ -79,6 +80,49 @@ class Status(BaseModel):
     estimate: Estimate | None
     error: ResultError | None
     batch_id: str | None
+
+
+class Considered(BaseModel):
+    """A model on a backend as routing looks at it now: its score, or the filter that refused it."""
+
+    backend: str
+    model: str
+    score: float | None
+    why_not: str | None
+
+
+class RoutingBody(BaseModel):
+    """Why a backend was chosen."""
+
+    reason: str | None
+    pressure: str | None
+    dropped: list[str]
+
+
+class Explained(BaseModel):
+    """Why a task stands where it does, or how it ended.
+
+    `gate` is what holds it: `turn`, `tenant`, `order`, `budget`, `window`, `no_free_slot`, `breaker`, `backend_down`, `no_backend`,
+    `shed`, `retry_delay`, `not_fetched`, `no_worker`, `running`; null when it has ended, or is not known. `reason` says it in words.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.EXPLAINED]})
+
+    task_id: str
+    status: StatusName
+    lane: Lane
+    position: int | None
+    tokens_ahead: int | None
+    gate: str | None
+    reason: str
+    estimate: Estimate | None
+    considered: list[Considered]
+    dispatched_at: str | None
+    finished_at: str | None
+    backend: str | None
+    model: str | None
+    routing: RoutingBody | None
+    error: ResultError | None
 
 
 class ResultBody(BaseModel):

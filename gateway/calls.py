@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.batches import Batches
@@ -15,6 +15,7 @@ from gateway.tasks import Tasks
 from gateway.view import View
 from gateway.waiters import Waiters
 from schemas.topics import TopicNames
+from streams.settings import ModelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ class Calls:
         metrics: GatewayMetrics,
         *,
         random: Callable[[int], bytes],
+        models: Sequence[ModelSettings] = (),
     ) -> Calls:
-        """Return them over one view of the logs; `random` gives so many random bytes."""
-        tasks = Tasks(topics, partitions, view, fleet, logs, waiters, random=random)
+        """Return them over one view of the logs; `random` gives so many random bytes, `models` are the settings'."""
+        tasks = Tasks(topics, partitions, view, fleet, logs, waiters, random=random, models=models)
         batches = Batches(topics, partitions, view, logs, tasks, metrics)
         return cls(tasks, batches, Cleanup(topics, view, logs), Following(view, tasks, batches, waiters))

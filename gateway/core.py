@@ -128,7 +128,15 @@ class Gateway:
         )
         logs = KafkaLogs(producer, follower, ends, answers, self._clock)
         self._calls = Calls.over(
-            names, partitions, view, self.fleet, logs, self.waiters, self.metrics, random=secrets.token_bytes
+            names,
+            partitions,
+            view,
+            self.fleet,
+            logs,
+            self.waiters,
+            self.metrics,
+            random=secrets.token_bytes,
+            models=self.settings.models,
         )
         self.logs = logs
         expiry = Expiry(names, partitions, view, logs, gateway_id=self.id)

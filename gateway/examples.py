@@ -30,12 +30,30 @@ SUBMITTED: dict[str, Any] = {
     "status": "queued",
     "priority": "high",
     "position": 3,
-    "estimate": None,
+    "estimate": {"wait_s": 0.42, "low_s": 0.18, "high_s": 0.66, "confidence": 0.92},
     "links": {
         "status": f"/v1/async/status/{_TASK_ID}",
         "result": f"/v1/async/result/{_TASK_ID}",
         "cancel": f"/v1/async/cancel/{_TASK_ID}",
+        "explain": f"/v1/async/explain/{_TASK_ID}",
     },
+}
+EXPLAINED: dict[str, Any] = {
+    "task_id": _TASK_ID,
+    "status": "queued",
+    "lane": "high",
+    "position": 3,
+    "tokens_ahead": 412,
+    "gate": "no_free_slot",
+    "reason": "Every backend that could take it is busy: llama-1 runs 3 of 4 calls and keeps the rest for critical.",
+    "estimate": {"wait_s": 0.42, "low_s": 0.18, "high_s": 0.66, "confidence": 0.92},
+    "considered": [{"backend": "llama-1", "model": "tiny", "score": None, "why_not": "busy"}],
+    "dispatched_at": None,
+    "finished_at": None,
+    "backend": None,
+    "model": None,
+    "routing": None,
+    "error": None,
 }
 STATUS: dict[str, Any] = {
     "task_id": _TASK_ID,

@@ -15,6 +15,7 @@ from schemas.codec import DecodeError, decode
 from schemas.gpu import GPUMetrics
 from schemas.progress import WorkerSnapshot
 from schemas.topics import HOUR_MS
+from streams.workers import Workers
 
 GATEWAY_KEY = "gateway/"
 LIVE_MS = 5_000
@@ -65,6 +66,7 @@ class Fleet:
     stale_after_s: float = 5.0
     _workers: dict[str, _Heard] = field(default_factory=dict)
     _gpus: dict[str, _Heard] = field(default_factory=dict)
+    _together: tuple[list[_Heard], Workers] = field(default_factory=lambda: ([], Workers.of([])))
 
     def snapshot(self, key: bytes | None, value: bytes | None, appended_ms: int) -> None:
         """Take note of a record of the workers' topic; without a value its sender is gone."""
@@ -80,6 +82,13 @@ class Fleet:
         """Return how many workers were heard of within five seconds."""
         return len(self._live(now_ms))
 
+    def together(self, now_ms: int) -> Workers:
+        """Return what the live workers say together. Parsed once for all who ask until another is heard of, or one falls silent."""
+        live = self._live(now_ms)
+        if live != self._together[0]:
+            self._together = (live, Workers.of(_parsed(WorkerSnapshot, live)))
+        return self._together[1]
+
     def is_fresh(self, now_ms: int) -> bool:
         """Whether some worker's newest snapshot still tells how things are."""
         return any(now_ms - heard.at_ms <= heard.fresh_ms for heard in self._workers.values())
@@ -87,7 +96,7 @@ class Fleet:
     def backends(self, now_ms: int) -> list[BackendView]:
         """Return every backend that a live worker names, by name."""
         found: dict[str, BackendView] = {}
-        for snapshot in _parsed(WorkerSnapshot, self._live(now_ms)):
+        for snapshot in self.together(now_ms).snapshots:
             for row in snapshot.backends:
                 seen = BackendView(row.name, row.kind, row.up, row.in_flight, row.limit, row.reason)
                 known = found.get(row.name)

@@ -112,6 +112,13 @@ class Kind(Enum):
         "The gateway cannot answer now",
         "Kafka is away, or the gateway has not read the logs far enough. Nothing was stored; come back after `Retry-After` seconds.",
     )
+    INFEASIBLE = (
+        "deadline-infeasible",
+        503,
+        "The deadline cannot be met now",
+        "More is before it than the backends serve until then: `estimate` says when it would start. Nothing was stored; give it more "
+        "time, take a more urgent lane, or come back after `Retry-After` seconds.",
+    )
     OUTCOME_UNKNOWN = (
         "outcome-unknown",
         503,

@@ -13,7 +13,7 @@ import orjson
 
 from schemas.codec import MAX_NAME_CHARACTERS, MAX_REQUEST_BYTES
 from schemas.ids import is_task_id
-from schemas.request import DEFAULT_MAX_TOKENS, DEFAULT_TENANT, SCHEMA_VERSION
+from schemas.request import AUTO_MODEL, DEFAULT_MAX_TOKENS, DEFAULT_TENANT, SCHEMA_VERSION
 from streams.cost import cost_tokens
 from streams.deadlines import LONGEST_MS
 
@@ -30,6 +30,7 @@ class Glance:
     task_id: str | None = None
     tenant: str = DEFAULT_TENANT
     agent_type: str | None = None
+    model: str | None = None
     batch_id: str | None = None
     created_at_ms: int | None = None
     cost_tokens: int = 0
@@ -63,6 +64,7 @@ def glance(value: bytes | None) -> Glance:
         task_id=task_id if is_task_id(task_id) else None,
         tenant=_name(raw, "tenant") or DEFAULT_TENANT,
         agent_type=_name(raw, "agent_type"),
+        model=_model(raw),
         batch_id=_name(raw, "batch_id"),
         created_at_ms=created_at_ms if _is_time(created_at_ms) else None,
         cost_tokens=_cost(raw),
@@ -94,6 +96,12 @@ def _is_our_version(raw: dict[str, Any]) -> bool:
 def _name(raw: dict[str, Any], field: str) -> str | None:
     given = raw.get(field)
     return intern(given) if isinstance(given, str) and 0 < len(given) <= MAX_NAME_CHARACTERS else None
+
+
+def _model(raw: dict[str, Any]) -> str | None:
+    """Return the model that is asked for, None when routing chooses."""
+    found = _name(raw, "model")
+    return None if found == AUTO_MODEL else found
 
 
 def _cost(raw: dict[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from gateway.recent import mean
 from gateway.view import Unfinished, View
 from schemas.result import Outcome
 from schemas.topics import Lane
+from streams.estimating import Estimate
 from streams.quantiles import quantile
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -34,7 +36,9 @@ def state_of(entry: Unfinished) -> str:
     return QUEUED if entry.is_waiting else PROCESSING
 
 
-def unfinished_status(entry: Unfinished, position: int | None) -> dict[str, Any]:
+def unfinished_status(
+    entry: Unfinished, position: int | None = None, estimate: Estimate | None = None
+) -> dict[str, Any]:
     return {
         "task_id": entry.task_id,
         "status": state_of(entry),
@@ -45,7 +49,7 @@ def unfinished_status(entry: Unfinished, position: int | None) -> dict[str, Any]
         "finished_at": None,
         "attempts": entry.attempts,
         "position": position,
-        "estimate": None,
+        "estimate": None if estimate is None else asdict(estimate),
         "error": None,
         "batch_id": entry.batch_id,
     }

@@ -13,7 +13,7 @@ from gateway import ids
 from gateway.problems import Kind, Problem, invalid
 from schemas.codec import MAX_REQUEST_BYTES, DecodeError, decode_request, why_not_json
 from schemas.ids import home, key_of
-from schemas.request import InferenceTask, Message, Parameters
+from schemas.request import AUTO_MODEL, InferenceTask, Message, Parameters
 from schemas.topics import Lane
 from streams.deadlines import LONGEST_MS, deadline_ms
 from streams.errors import InvalidRequest
@@ -74,13 +74,19 @@ _KNOWN_NAMES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request ready to be written: `value` goes to `partition` of its lane's topic under `key`."""
+    """A request ready to be written: `value` goes to `partition` of its lane's topic under `key`.
+
+    `due_ms` is its deadline if Kafka takes it now. `model` None: routing chooses.
+    """
 
     task_id: str
     lane: Lane
     partition: int
     key: bytes
     value: bytes
+    tenant: str
+    model: str | None
+    due_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,11 @@ class Draft:
     body: SubmitBody
     fields: dict[str, Any]
     fingerprint: str
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether the caller gave one."""
+        return self.body.timeout_s is not None or self.body.deadline_at_ms is not None
 
     @property
     def asked(self) -> str:
@@ -107,8 +118,10 @@ class Draft:
         if batch_id is not None:
             fields["batch_id"] = batch_id
         value = _encoded({"task_id": task_id, "tenant": self.tenant, **fields})
-        _check_as_the_worker_does(value, now_ms)
-        return Submission(task_id, self.body.priority, home(task_id, partitions), key_of(task_id), value)
+        due_ms = _checked_as_the_worker_does(value, now_ms)
+        model = None if self.body.model == AUTO_MODEL else self.body.model
+        partition = home(task_id, partitions)
+        return Submission(task_id, self.body.priority, partition, key_of(task_id), value, self.tenant, model, due_ms)
 
     def is_of(self, lane: Lane, value: bytes | None) -> bool:
         """Whether a request that lies on `lane` asks for the same: all fields alike, and the same deadline, or the same time for it."""
@@ -238,10 +251,10 @@ def _encoded(fields: dict[str, Any]) -> bytes:
     return value
 
 
-def _check_as_the_worker_does(value: bytes, now_ms: int) -> None:
-    """Refuse here what a worker would dead-letter. Raises: Problem 422."""
+def _checked_as_the_worker_does(value: bytes, now_ms: int) -> int:
+    """Return the deadline; refuse here what a worker would dead-letter. Raises: Problem 422."""
     try:
-        deadline_ms(decode_request(value), now_ms)
+        return deadline_ms(decode_request(value), now_ms)
     except DecodeError as error:
         pointer = "/schema_version" if error.type == "unsupported_schema" else ""
         raise invalid(pointer, error.detail) from None

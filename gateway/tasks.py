@@ -1,12 +1,12 @@
-"""What the routes of single tasks do: submit, status, result, cancel. HTTP is above it, the logs are below."""
+"""What the routes of single tasks do: submit, status, result, explain, cancel. HTTP is above it, the logs are below."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from gateway import ids, rendering
+from gateway import ids, reasons, rendering
 from gateway.callers import Caller
 from gateway.ending import end
 from gateway.finished import Finished
@@ -18,12 +18,14 @@ from gateway.sends import Sends
 from gateway.submission import Draft, Submission, drafted, parsed
 from gateway.view import Unfinished, View
 from gateway.waiters import Waiters
+from gateway.waits import Wait, Waits
 from schemas import headers as names
 from schemas.headers import Headers
 from schemas.ids import home, is_task_id
 from schemas.result import Outcome, Source
 from schemas.topics import DAY_MS, Lane, TopicNames
 from streams.outcome import cancelled
+from streams.settings import ModelSettings
 from wire.producing import RecordTooLarge
 
 CANCEL_WAIT_S = 2.0
@@ -59,11 +61,13 @@ class Tasks:
         waiters: Waiters,
         *,
         random: Callable[[int], bytes],
+        models: Sequence[ModelSettings] = (),
     ) -> None:
         self._topics, self._partitions = topics, partitions
         self._view, self._fleet, self._logs, self._waiters = view, fleet, logs, waiters
         self.random = random
         self.sends, self.room = Sends(), LaneRoom(view, logs)
+        self.waits = Waits(topics, view, fleet, logs, models)
 
     def require_room(self) -> None:
         """Return when a request could be taken now. Raises: Unavailable. Cheap: to be asked before a body is read."""
@@ -83,8 +87,10 @@ class Tasks:
             return await self._submit_once(draft, body, trace, key)
         now_ms = self._logs.now_ms
         task_id = ids.new_task_id(draft.fingerprint, now_ms, self.random(ids.RANDOM_BYTES))
-        await self._write(draft.submission(task_id, self._partitions, now_ms=now_ms), trace)
-        return Answer(202, self._submitted(task_id, draft.body.priority))
+        made = draft.submission(task_id, self._partitions, now_ms=now_ms)
+        wait = self.waits.of_next(made)
+        await self._write(made, trace)
+        return Answer(202, self._submitted(task_id, draft.body.priority, wait))
 
     async def status(self, caller: Caller, task_id: str) -> dict[str, Any]:
         """Return where a task stands now."""
@@ -105,6 +111,14 @@ class Tasks:
         if isinstance(found, Unfinished):
             return Answer(202, self._unfinished(found))
         return Answer(200, {**await self._body(found), "status": found.outcome.value})
+
+    async def explain(self, caller: Caller, task_id: str) -> dict[str, Any]:
+        """Return why a task stands where it does, or how it ended."""
+        found = await self.found(caller, task_id)
+        if isinstance(found, Unfinished):
+            return reasons.unfinished(found, self.waits.explained(found))
+        body = await self._body(found)
+        return reasons.finished(rendering.finished_status(found, body), body)
 
     async def cancel(self, caller: Caller, task_id: str) -> Answer:
         """End a task as cancelled, unless the log already holds another outcome; the first record in the log decides."""
@@ -142,14 +156,20 @@ class Tasks:
         if found is not None:
             if own_id is not None and not await self._asks_the_same(draft, found):
                 raise Problem(Kind.ID_TAKEN, task_id=task_id)
-            return Answer(202, self._submitted(task_id, found.lane), replayed=True)
+            known = self.waits.of(found) if isinstance(found, Unfinished) else Wait()
+            return Answer(202, self._submitted(task_id, found.lane, known), replayed=True)
         headers = [*trace, *([] if key_hash is None else [(names.IDEMPOTENCY, key_hash.encode())])]
 
+        wait = Wait()
+
         async def write() -> None:
-            await self._write(draft.submission(task_id, self._partitions, now_ms=self._logs.now_ms), headers)
+            nonlocal wait
+            made = draft.submission(task_id, self._partitions, now_ms=self._logs.now_ms)
+            wait = self.waits.of_next(made)
+            await self._write(made, headers)
 
         is_ours = await self.sends.once(task_id, body_hash, key_hash, write)
-        return Answer(202, self._submitted(task_id, draft.body.priority), replayed=not is_ours)
+        return Answer(202, self._submitted(task_id, draft.body.priority, wait), replayed=not is_ours)
 
     async def _asks_the_same(self, draft: Draft, found: Finished | Unfinished) -> bool:
         """Whether a known task is what a draft asks; False also when its request can no longer be read."""
@@ -170,18 +190,19 @@ class Tasks:
         topic = self._topics.requests(made.lane)
         await self._append(topic, made.partition, made.key, made.value, [names.CONTENT_TYPE, *headers])
 
-    def _submitted(self, task_id: str, lane: Lane) -> dict[str, Any]:
+    def _submitted(self, task_id: str, lane: Lane, wait: Wait) -> dict[str, Any]:
         links = {
             "status": f"/v1/async/status/{task_id}",
             "result": f"/v1/async/result/{task_id}",
             "cancel": f"/v1/async/cancel/{task_id}",
+            "explain": f"/v1/async/explain/{task_id}",
         }
         return {
             "task_id": task_id,
             "status": rendering.QUEUED,
             "priority": lane.value,
-            "position": self._position_of_next(lane),
-            "estimate": None,
+            "position": wait.position,
+            "estimate": None if wait.estimate is None else asdict(wait.estimate),
             "links": links,
         }
 
@@ -215,11 +236,7 @@ class Tasks:
         return made_ms is not None and made_ms < self._logs.now_ms - REQUESTS_KEPT_MS
 
     def _unfinished(self, entry: Unfinished) -> dict[str, Any]:
-        is_known = entry.is_waiting and self._fleet.is_fresh(self._logs.now_ms)
-        return rendering.unfinished_status(entry, 1 + self._view.ahead(entry) if is_known else None)
-
-    def _position_of_next(self, lane: Lane) -> int | None:
-        return 1 + self._view.ahead_of_next(lane) if self._fleet.is_fresh(self._logs.now_ms) else None
+        return rendering.unfinished_status(entry, *self.waits.of(entry))
 
     async def _body(self, row: Finished) -> dict[str, Any]:
         if row.at_ms < self._logs.now_ms - RESULTS_KEPT_MS:

@@ -7,7 +7,8 @@ its outcome is the first record in the results log of that partition, and from t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from sys import intern
 
 import orjson
 
@@ -21,6 +22,8 @@ from schemas.headers import Headers
 from schemas.ids import home, made_id
 from schemas.result import Outcome, Result, Source
 from schemas.topics import Lane, TopicNames
+from streams.deadlines import LONGEST_MS
+from streams.estimating import Rank
 from streams.task import TaskKey
 
 CLEANUP = "cleanup/"
@@ -34,8 +37,9 @@ _PARTITION_BITS, _OFFSET_BITS = 10, 48
 class Unfinished:
     """A task without an outcome. `offset` is its lane record's; times are broker time, but for `created_at_ms`, the producer's.
 
-    `attempts` 0: not started. `started_at_ms` is the newest start's, None when only its count is known, as is `started_offset`, its
-    record's in the progress log, -1. `deadline_ms` None: a worker refuses the request, or it is not known.
+    `attempts` 0: not started. `started_at_ms` and `backend` are the newest start's, None when only its count is known, as is
+    `started_offset`, its record's in the progress log, -1. `deadline_ms` None: a worker refuses the request, or it is not known.
+    `model` None: routing chooses. `next_try_ms`: it waits in a retry topic, and is not taken before; None once it is started again.
     """
 
     task_id: str
@@ -52,6 +56,9 @@ class Unfinished:
     attempts: int = 0
     started_at_ms: int | None = None
     started_offset: int = -1
+    model: str | None = None
+    backend: str | None = None
+    next_try_ms: int | None = None
 
     @property
     def is_waiting(self) -> bool:
@@ -60,14 +67,25 @@ class Unfinished:
     @property
     def place(self) -> int:
         """Return where it stands among those of its lane: older first."""
-        return (self.appended_ms << _PARTITION_BITS | self.partition) << _OFFSET_BITS | self.offset
+        return self._place(self.appended_ms)
+
+    @property
+    def due_place(self) -> int:
+        """Return where it stands among those of its lane by deadline; what has none of its own is due last."""
+        return self._place(self.appended_ms + LONGEST_MS if self.deadline_ms is None else self.deadline_ms)
+
+    def _place(self, at_ms: int) -> int:
+        return (at_ms << _PARTITION_BITS | self.partition) << _OFFSET_BITS | self.offset
 
 
 @dataclass(frozen=True, slots=True)
 class _Start:
+    """A start, or (`at_ms` -1) how many there were before a retry topic."""
+
     attempt: int
     at_ms: int
     offset: int = -1
+    backend: str | None = None
 
 
 class View:
@@ -95,6 +113,7 @@ class View:
         self._lane_of_source = {name.encode(): lane for name, lane in self._lanes.items()}
         self._unfinished: dict[TaskKey, Unfinished] = {}
         self._waiting: dict[Lane, Ranks[int]] = {lane: Ranks() for lane in Lane}
+        self._waiting_by_due: dict[Lane, Ranks[int]] = {lane: Ranks() for lane in Lane}
         # Per partition, each unfinished task's deadline and id.
         self._due: list[Ranks[tuple[int, str]]] = [Ranks() for _ in range(partitions)]
         self._in_flight = dict.fromkeys(Lane, 0)
@@ -129,6 +148,7 @@ class View:
             task_id, lane = found[names.TASK_ID], Lane(found[names.LANE])
             source, appended_ms = Source.parse(found[names.SOURCE]), int(found[names.APPENDED_MS])
             attempts, deadline_ms = int(found.get(names.ATTEMPTS, 0)), int(found[names.DEADLINE_MS])
+            not_before_ms = int(found.get(names.NOT_BEFORE_MS, 0))
         except (KeyError, ValueError):
             self.not_understood += 1
             return
@@ -136,6 +156,9 @@ class View:
         self._learn(task_id, partition, lane, source.offset, appended_ms, seen, deadline_ms)
         self._note(seen.tenant, task_id, partition, appended_ms, headers)
         self._started(task_id, partition, _Start(attempts, -1))
+        entry = self._unfinished.get((task_id, partition))
+        if entry is not None and entry.attempts <= attempts:  # else it is older than the newest start
+            entry.next_try_ms = not_before_ms
 
     def progress_record(self, partition: int, value: bytes | None, offset: int = -1) -> list[str]:
         """A batch that was sent to a backend, or starts of such batches that came to nothing. Returns the ids of what was started."""
@@ -144,16 +167,18 @@ class View:
             if "released" in raw:  # starts that came to nothing: the task stays what it is, and is tried again
                 return []
             at_ms, rows = int(raw["at_ms"]), [(str(a), self._lanes[b], int(c), int(d)) for a, b, c, d in raw["tasks"]]
+            backend = intern(str(raw["backend"]))
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             self.not_understood += 1
             return []
         for task_id, lane, place, attempt in rows:
-            start = _Start(max(attempt, 1), at_ms, offset)
+            start = _Start(max(attempt, 1), at_ms, offset, backend)
             if (task_id, partition) in self._unfinished:
                 self._started(task_id, partition, start)
             elif place >= self._read_to.get((lane, partition), 0):
                 known = self._early.get((lane, partition, place), start)
-                merged = _Start(max(known.attempt, start.attempt), max(known.at_ms, start.at_ms), offset)
+                newest = max(known, start, key=lambda each: each.at_ms)
+                merged = replace(newest, attempt=max(known.attempt, start.attempt), offset=offset)
                 self._early[lane, partition, place] = merged
         return [task_id for task_id, *_ in rows]
 
@@ -211,13 +236,22 @@ class View:
         """Whether its tenant had the task forgotten."""
         return row.at_ms <= self.finished.forgotten_ms(row.tenant)
 
-    def ahead(self, entry: Unfinished) -> int:
-        """Return how many waiting tasks are expected to start before this one: those of higher lanes, and the older of its own."""
-        return self._above(entry.lane) + self._waiting[entry.lane].before(entry.place)
+    def rank(self, entry: Unfinished) -> Rank:
+        """Return how many waiting tasks of its lane are older, and how many have an earlier deadline."""
+        lane = entry.lane
+        return Rank(self._waiting[lane].before(entry.place), self._waiting_by_due[lane].before(entry.due_place))
 
-    def ahead_of_next(self, lane: Lane) -> int:
+    def rank_of_next(self, lane: Lane, due_ms: int) -> Rank:
         """Return the same for a task that would come now."""
-        return self._above(lane) + len(self._waiting[lane])
+        return Rank(len(self._waiting[lane]), self.due_before(lane, due_ms))
+
+    def due_before(self, lane: Lane, due_ms: int) -> int:
+        """Return how many waiting tasks of a lane are due before that."""
+        return self._waiting_by_due[lane].before(due_ms << _PARTITION_BITS + _OFFSET_BITS)
+
+    @property
+    def all_waiting(self) -> dict[Lane, int]:
+        return {lane: len(ranks) for lane, ranks in self._waiting.items()}
 
     def waiting(self, lane: Lane) -> int:
         return len(self._waiting[lane])
@@ -272,6 +306,7 @@ class View:
             batch_id=seen.batch_id,
             cost_tokens=seen.cost_tokens,
             deadline_ms=deadline_ms,
+            model=seen.model,
         )
         if known is not None:
             if _order_of_requests(known) <= _order_of_requests(entry):
@@ -281,6 +316,7 @@ class View:
                 known.started_at_ms,
                 known.started_offset,
             )
+            entry.backend, entry.next_try_ms = known.backend, known.next_try_ms
             self._drop(known)
         self._unfinished[key] = entry
         if deadline_ms is not None:
@@ -307,9 +343,12 @@ class View:
         if entry is None or start.attempt <= 0:
             return
         self._uncount(entry)
-        entry.attempts = max(entry.attempts, start.attempt)
         if start.at_ms >= 0:
-            entry.started_at_ms = max(start.at_ms, entry.started_at_ms or 0)
+            if start.attempt > entry.attempts:
+                entry.next_try_ms = None
+            if start.at_ms >= (entry.started_at_ms or 0):
+                entry.started_at_ms, entry.backend = start.at_ms, start.backend
+        entry.attempts = max(entry.attempts, start.attempt)
         entry.started_offset = max(start.offset, entry.started_offset)
         self._count(entry)
 
@@ -348,18 +387,17 @@ class View:
         except (DecodeError, UnicodeDecodeError):
             return None
 
-    def _above(self, lane: Lane) -> int:
-        return sum(len(self._waiting[other]) for other in Lane if _ORDER[other] < _ORDER[lane])
-
     def _count(self, entry: Unfinished) -> None:
         if entry.is_waiting:
             self._waiting[entry.lane].add(entry.place)
+            self._waiting_by_due[entry.lane].add(entry.due_place)
         else:
             self._in_flight[entry.lane] += 1
 
     def _uncount(self, entry: Unfinished) -> None:
         if entry.is_waiting:
             self._waiting[entry.lane].remove(entry.place)
+            self._waiting_by_due[entry.lane].remove(entry.due_place)
         else:
             self._in_flight[entry.lane] -= 1
 

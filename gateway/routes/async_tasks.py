@@ -46,7 +46,10 @@ BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {
     413: described(bodies.ProblemBody, "The body, or the record to be written, is too large."),
     415: described(bodies.ProblemBody, "Not application/json."),
     422: described(bodies.ProblemBody, "A field is not what it must be."),
-    503: described(bodies.ProblemBody, "Not taken, or not known whether it was (see `type`)."),
+    503: described(
+        bodies.ProblemBody,
+        "Not taken, or not known whether it was (see `type`). That of `deadline-infeasible` has `position` and `estimate`.",
+    ),
 }
 _SUBMIT = {
     "parameters": [KEY_PARAMETER],
@@ -92,6 +95,15 @@ async def status(request: Request, task_id: str, caller: CallerHere) -> Response
     """Say where a task stands."""
     caller.require("read")
     return json_response(await tasks_of(request).status(caller, task_id))
+
+
+@router.get(
+    "/explain/{task_id}", responses={200: described(bodies.Explained, "Why it waits, or how it ended."), **PROBLEMS}
+)
+async def explain(request: Request, task_id: str, caller: CallerHere) -> Response:
+    """Say in words what holds a task, how much is before it, and which backends were considered; or how it ended."""
+    caller.require("read")
+    return json_response(await tasks_of(request).explain(caller, task_id))
 
 
 @router.get(

@@ -88,8 +88,10 @@ def test_ranks_of_many_are_kept_in_chunks() -> None:
             orjson.dumps(
                 {"task_id": "t", "tenant": "w", "agent_type": "a", "batch_id": "b", "created_at_ms": 5, "messages": []}
             ),
-            Glance("t", "w", "a", "b", 5, 256, has_deadline=True),
+            Glance("t", "w", "a", None, "b", 5, 256, has_deadline=True),
         ),
+        (b'{"model": "auto"}', Glance(has_deadline=True)),
+        (b'{"model": "tiny"}', Glance(model="tiny", has_deadline=True)),
         (
             b'{"messages": [{"role": "user", "content": "12345678"}], "parameters": {"max_tokens": 10}}',
             Glance(cost_tokens=16, has_deadline=True),

@@ -75,6 +75,7 @@ async def test_submit_answers_202_with_where_to_go_on(gateway: FakeGateway) -> N
             "status": f"/v1/async/status/{task_id}",
             "result": f"/v1/async/result/{task_id}",
             "cancel": f"/v1/async/cancel/{task_id}",
+            "explain": f"/v1/async/explain/{task_id}",
         },
     } == body
     lane, partition, offset = place_of(gateway, task_id)
@@ -630,6 +631,7 @@ async def test_the_description_names_every_problem_of_a_route(gateway: FakeGatew
         "submit-batch": {"202", "400", "403", "413", "415", "422", "503"},
         "batch-status/{batch_id}": {"200", "403", "404", "410", "503"},
         "status/{task_id}": {"200", "403", "404", "410", "503"},
+        "explain/{task_id}": {"200", "403", "404", "410", "503"},
         "result/{task_id}": {"200", "202", "403", "404", "410", "422", "503"},
         "cancel/{task_id}": {"200", "202", "403", "404", "409", "410", "503"},
         "cleanup": {"200", "400", "403", "413", "415", "422", "503"},

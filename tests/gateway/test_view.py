@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from schemas.ids import home
 from schemas.result import Outcome
 from schemas.topics import Lane, RetryTier
 from streams.deadlines import LONGEST_MS
+from streams.estimating import Rank
 from tests.gateway.fakes import NAMES, NOW_MS, FakeLogs, Record, feed, make_result, make_view
 
 Step = Callable[[FakeLogs], object]
@@ -45,6 +47,7 @@ def retried(attempts: int = 1, task_id: str = "t", appended_ms: int = NOW_MS) ->
         names.APPENDED_MS: str(appended_ms),
         names.DEADLINE_MS: str(appended_ms + LONGEST_MS),
         names.ATTEMPTS: str(attempts),
+        names.NOT_BEFORE_MS: str(appended_ms + 5000),
     }
     headers = [(name, text.encode()) for name, text in rows.items()]
     topic = NAMES.retry(RetryTier.FIVE_SECONDS)
@@ -205,22 +208,43 @@ def test_a_task_whose_request_is_past_retention_is_dropped() -> None:
     )
 
 
-def test_ahead_counts_higher_lanes_and_the_older_of_its_own() -> None:
+def test_a_rank_counts_the_older_and_the_earlier_due_of_its_lane() -> None:
     logs = FakeLogs(make_view())
-    for number, lane in enumerate([Lane.HIGH, Lane.NORMAL, Lane.LOW, Lane.NORMAL, Lane.CRITICAL]):
+    for number, (lane, due_s) in enumerate(
+        [(Lane.HIGH, 9), (Lane.LOW, 9), (Lane.LOW, None), (Lane.LOW, 1), (Lane.CRITICAL, 9)]
+    ):
         logs.now_ms = NOW_MS + number
-        logs.put_request(lane, number % 3, task_id=f"t{number}")
+        due = {} if due_s is None else {"deadline_at_ms": NOW_MS + 1000 * due_s}
+        logs.put_request(lane, number % 3, task_id=f"t{number}", **due)
     logs.put_started("t4", Lane.CRITICAL, 1, 0)
     logs.feed()
-    ahead = {}
+    ranks = {}
     for number in range(4):
         found = logs.view.find(f"t{number}")
         assert isinstance(found, Unfinished)
-        ahead[found.task_id] = logs.view.ahead(found)
-    assert {"t0": 0, "t1": 1, "t2": 3, "t3": 2} == ahead
-    assert [0, 1, 3, 4] == [logs.view.ahead_of_next(lane) for lane in Lane]
+        ranks[found.task_id] = logs.view.rank(found)
+    assert {"t0": Rank(0, 0), "t1": Rank(0, 1), "t2": Rank(1, 2), "t3": Rank(2, 0)} == ranks
+    assert Rank(3, 1) == logs.view.rank_of_next(Lane.LOW, NOW_MS + 2000)
+    assert {Lane.CRITICAL: 0, Lane.HIGH: 1, Lane.NORMAL: 0, Lane.LOW: 3} == logs.view.all_waiting
     assert 1 == logs.view.in_flight(Lane.CRITICAL)
-    assert NOW_MS + 1 == logs.view.oldest_ms(Lane.NORMAL)
+    assert NOW_MS + 1 == logs.view.oldest_ms(Lane.LOW)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([request(), started(attempt=1), retried(attempts=1)], (1, NOW_MS + 5000)),
+        ([request(), started(attempt=1), retried(attempts=1), started(attempt=2)], (2, None)),
+        ([request(), retried(attempts=0)], (0, NOW_MS + 5000)),
+    ],
+)
+def test_a_retry_is_awaited_until_it_is_started_again_in_whatever_order_that_is_read(
+    steps: list[Step], expected: tuple[int, int | None]
+) -> None:
+    for order in itertools.permutations(steps):
+        found = seen(*order).find("t")
+        assert isinstance(found, Unfinished)
+        assert expected == (found.attempts, found.next_try_ms)
 
 
 def test_starts_of_tasks_that_ended_are_not_kept() -> None:
@@ -401,7 +425,7 @@ def test_whatever_others_write_the_view_goes_on(records: list[tuple[str, bytes |
     for task_id in ("t", "high.0.0"):
         found = view.find(task_id)
         if isinstance(found, Unfinished):
-            orjson.dumps(unfinished_status(found, view.ahead(found)))
+            orjson.dumps(unfinished_status(found, view.rank(found).older))
     view.finished.close()
 
 
