@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 from aiokafka import TopicPartition
 
 from cli.errors import Failed, NoSuchTask
+from cli.explaining import backlog, ended, pending
+from cli.heard import listen
 from cli.lookup import Ended, Pending, find, first_result, partition_count
 from gateway.records import metadata_of
 from schemas import headers as header_names
@@ -21,7 +23,7 @@ from schemas.ids import home, key_of
 from schemas.result import Result
 from schemas.topics import Lane
 from streams.outcome import cancelled, result_headers
-from streams.settings import KafkaSettings
+from streams.settings import KafkaSettings, ModelSettings
 from wire.clock import wall_ms
 from wire.connection import BrokersUnreachable
 from wire.producing import DurableProducer
@@ -65,6 +67,19 @@ async def look(kafka: KafkaSettings, task_id: str, partition: int | None) -> End
     """Return what is known of a task. Raises: NoSuchTask, Failed, BrokersUnreachable."""
     async with log_reader(kafka, client_id="triage-look") as reader:
         return await _known(reader, kafka, task_id, partition)
+
+
+async def explain(
+    kafka: KafkaSettings, task_id: str, partition: int | None, models: Sequence[ModelSettings]
+) -> dict[str, Any]:
+    """Return why a task stands where it does, or how it ended. Raises: NoSuchTask, Failed, BrokersUnreachable."""
+    async with log_reader(kafka, client_id="triage-explain") as reader:
+        found = await _known(reader, kafka, task_id, partition)
+        if isinstance(found, Ended):
+            return ended(found)
+        now_ms, heard = await listen(reader, [kafka.names.workers])
+        spans = await backlog(reader, kafka.names)
+        return pending(found, heard.values(), spans, kafka.names, models, now_ms=now_ms)
 
 
 async def cancel(kafka: KafkaSettings, task_id: str, partition: int | None) -> Ended:

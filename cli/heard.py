@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -33,17 +34,7 @@ async def look(kafka: KafkaSettings) -> Seen:
     async with log_reader(kafka, client_id="triage-health") as reader:
         brokers = await _brokers(kafka)
         there = await reader.partitions()
-        tps = [TopicPartition(topic, 0) for topic in (names.workers, names.gpu_metrics) if topic in there]
-        newest: dict[tuple[str, str], Heard] = {}
-        ends = await reader.ends(tps)
-        async for record in reader.read(await reader.starts(tps), ends):
-            _keep(newest, record)
-        now_ms, newest_ms = wall_ms(), max((each.at_ms for each in newest.values()), default=None)
-        if newest_ms is not None and is_in_doubt(now_ms, newest_ms):
-            next_record = await _next(reader, ends)
-            if next_record is not None:
-                _keep(newest, next_record)
-            now_ms = max(now_ms, newest_ms) if next_record is None else next_record.timestamp
+        now_ms, newest = await listen(reader, [each for each in (names.workers, names.gpu_metrics) if each in there])
     differences = await verify(kafka, timeout_s=_TOPICS_S)
     return Seen(
         now_ms=now_ms,
@@ -53,6 +44,22 @@ async def look(kafka: KafkaSettings) -> Seen:
         workers=[heard for (topic, _), heard in newest.items() if topic == names.workers],
         gpus=[heard for (topic, _), heard in newest.items() if topic == names.gpu_metrics],
     )
+
+
+async def listen(reader: LogReader, topics: Iterable[str]) -> tuple[int, dict[tuple[str, str], Heard]]:
+    """Return broker time, as well as it can be told, and the newest record of each sender by topic and key."""
+    tps = [TopicPartition(topic, 0) for topic in topics]
+    newest: dict[tuple[str, str], Heard] = {}
+    ends = await reader.ends(tps)
+    async for record in reader.read(await reader.starts(tps), ends):
+        _keep(newest, record)
+    now_ms, newest_ms = wall_ms(), max((each.at_ms for each in newest.values()), default=None)
+    if newest_ms is not None and is_in_doubt(now_ms, newest_ms):
+        next_record = await _next(reader, ends)
+        if next_record is not None:
+            _keep(newest, next_record)
+        now_ms = max(now_ms, newest_ms) if next_record is None else next_record.timestamp
+    return now_ms, newest
 
 
 def _keep(newest: dict[tuple[str, str], Heard], record: Record) -> None:

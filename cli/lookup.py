@@ -80,6 +80,7 @@ class _Start:
     offset: int
     attempt: int
     at_ms: int
+    backend: str
 
 
 async def partition_count(reader: Reader, topic: str) -> int:
@@ -194,12 +195,15 @@ async def _pending(reader: Reader, names: TopicNames, task_id: str, begins: Offs
 def _merged(requests: list[Pending], starts: list[_Start]) -> Pending:
     oldest = min(requests, key=lambda each: (each.entry.appended_ms, _ORDER[each.entry.lane], each.entry.offset))
     started = max((start.attempt for start in starts), default=0)
+    newest = max(starts, key=lambda start: start.at_ms, default=None)
+    tries = [each.next_try for each in requests if each.next_try is not None and each.entry.attempts >= started]
     entry = replace(
         oldest.entry,
         attempts=max(started, *(each.entry.attempts for each in requests)),
-        started_at_ms=max((start.at_ms for start in starts), default=None),
+        started_at_ms=None if newest is None else newest.at_ms,
+        backend=None if newest is None else newest.backend,
+        next_try_ms=tries[-1].not_before_ms if tries else None,
     )
-    tries = [each.next_try for each in requests if each.next_try is not None and each.entry.attempts >= started]
     return replace(oldest, entry=entry, next_try=tries[-1] if tries else None)
 
 
@@ -251,6 +255,7 @@ def _unfinished(task_id: str, lane: Lane, record: Record, source: Source, append
         agent_type=seen.agent_type,
         batch_id=seen.batch_id,
         cost_tokens=seen.cost_tokens,
+        model=seen.model,
     )
     return Pending(entry, source, record.value, record.headers)
 
@@ -273,7 +278,7 @@ def _rows(names: TopicNames, record: Record) -> list[tuple[str, _Start]]:
     except DecodeError:
         return []
     return [
-        (task_id, _Start(record.partition, topic, offset, max(attempt, 1), started.at_ms))
+        (task_id, _Start(record.partition, topic, offset, max(attempt, 1), started.at_ms, started.backend))
         for task_id, topic, offset, attempt in started.tasks
         if topic in lanes
     ]

@@ -43,6 +43,7 @@ VERBS: dict[str, Verb] = {
     "submit": Verb("cli.tasks:submit", "Send a request.", "triage submit --priority high --wait 'Is this urgent?'"),
     "result": Verb("cli.tasks:result", "Show a task's answer.", "triage result ward7-018f"),
     "status": Verb("cli.tasks:status", "Say where a task stands.", "triage status ward7-018f"),
+    "explain": Verb("cli.tasks:explain", "Say what holds a task, or how it ended.", "triage explain ward7-018f"),
     "cancel": Verb("cli.tasks:cancel", "End a task that nobody needs any more.", "triage cancel ward7-018f"),
     "watch": Verb("cli.tasks:watch", "Print results as they arrive.", "triage watch --json"),
     "dlq": Verb("cli.dlq:app", "List, show, replay or purge dead letters.", "triage dlq list --newer-than 1h"),

@@ -42,6 +42,9 @@ class Gateway:
     def status(self, task_id: str) -> dict[str, Any]:
         return self._object(self._call("GET", f"/v1/async/status/{task_id}", task_id=task_id))
 
+    def explain(self, task_id: str) -> dict[str, Any]:
+        return self._object(self._call("GET", f"/v1/async/explain/{task_id}", task_id=task_id))
+
     def result(self, task_id: str) -> tuple[bool, bytes]:
         """Return whether the task has ended, and its result, else its status."""
         return self._result(task_id, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +17,7 @@ from gateway.finished import Finished
 from gateway.rendering import finished_status, result_body, rfc3339, unfinished_status, was_before
 from schemas.codec import DecodeError, decode
 from schemas.result import Outcome, Result
+from streams.estimating import SURE
 
 _REMEMBERED_IDS = 10_000
 
@@ -77,8 +78,15 @@ def status_body(found: Ended | Pending) -> dict[str, Any]:
         tried = found.next_try
         retry = tried and {"topic": tried.topic, "not_before": rfc3339(tried.not_before_ms)}
         return {**unfinished_status(found.entry, None), "source": asdict(found.source), "retry": retry}
+    record = found.record
+    body = result_body(record.value)
+    return {**finished_status(row_of(found), body), "source": body.get("source"), "retry": None}
+
+
+def row_of(found: Ended) -> Finished:
+    """Return an outcome as a gateway's view keeps it. Raises: Failed when it is no result."""
     record, result = found.record, _decoded(found.record.value)
-    row = Finished(
+    return Finished(
         task_id=result.task_id,
         partition=record.partition,
         tenant=result.tenant,
@@ -88,8 +96,6 @@ def status_body(found: Ended | Pending) -> dict[str, Any]:
         at_ms=record.timestamp,
         batch_id=result.batch_id,
     )
-    body = result_body(record.value)
-    return {**finished_status(row, body), "source": body.get("source"), "retry": None}
 
 
 def status_lines(body: dict[str, Any]) -> list[str]:
@@ -106,11 +112,48 @@ def status_lines(body: dict[str, Any]) -> list[str]:
         "attempts": str(body.get("attempts") or 0),
         "next try": retry and f"not before {retry.get('not_before')}, on {retry.get('topic')}",
         "position": body.get("position"),
-        "wait": estimate and f"about {estimate.get('wait_s')} s",
+        "starts": estimate and wait_told(estimate),
         "error": error and f"{error.get('type')}: {error.get('detail')}",
     }
     shown = [f"  {name:11} {value}" for name, value in rows.items() if value]
     return [f"{body.get('task_id')} is {body.get('status')}", *shown]
+
+
+def wait_told(estimate: Mapping[str, Any]) -> str:
+    """Return an estimate in words."""
+    low_s, high_s = (_seconds(estimate.get(name)) for name in ("low_s", "high_s"))
+    sure = estimate.get("confidence") or 0
+    doubt = "" if sure >= SURE else ", a guess from little"
+    return f"in about {_seconds(estimate.get('wait_s'))} ({low_s} to {high_s}{doubt})"
+
+
+def _seconds(value: object) -> str:
+    return f"{value:.1f} s" if isinstance(value, int | float) else "?"
+
+
+def explained_lines(body: dict[str, Any]) -> list[str]:
+    """Return an explanation as lines for people; what is not known has none."""
+    estimate, error, routing = (body.get(name) or {} for name in ("estimate", "error", "routing"))
+    position, tokens = body.get("position"), body.get("tokens_ahead")
+    rows = {
+        "lane": body.get("lane"),
+        "gate": body.get("gate"),
+        "position": position and f"{position}, {tokens} tokens before it",
+        "starts": estimate and wait_told(estimate),
+        "dispatched": body.get("dispatched_at"),
+        "finished": body.get("finished_at"),
+        "backend": body.get("backend"),
+        "routing": routing.get("reason"),
+        "error": error and f"{error.get('type')}: {error.get('detail')}",
+    }
+    lines = [f"{body.get('task_id')} is {body.get('status')}. {body.get('reason')}"]
+    lines += [f"  {name:11} {value}" for name, value in rows.items() if value]
+    considered = body.get("considered") or []
+    for number, each in enumerate(considered):
+        score, why_not = each.get("score"), each.get("why_not")
+        verdict = f"score {score:.2f}" if score is not None else f"no: {why_not}"
+        lines.append(f"  {'' if number else 'considered':11} {each.get('backend')} with {each.get('model')}: {verdict}")
+    return lines
 
 
 def cancelled_body(found: Ended) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`triage submit`, `result`, `status`, `cancel` and `watch`: single tasks, straight through Kafka or through a gateway."""
+"""`triage submit`, `result`, `status`, `explain`, `cancel` and `watch`: single tasks, straight through Kafka or through a gateway."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cli.errors import Failed, NoSuchTask
 from schemas.topics import Lane
 
 if TYPE_CHECKING:
-    from streams.settings import KafkaSettings
+    from streams.settings import KafkaSettings, Settings
 
 Config: TypeAlias = Annotated[Path | None, typer.Option(help="Settings file; default triage.toml where there is one.")]
 Gateway: TypeAlias = Annotated[str | None, typer.Option(metavar="URL", help="Through this gateway, not Kafka.")]
@@ -129,6 +129,37 @@ def status(
     typer.echo(orjson.dumps(body) if as_json else "\n".join(status_lines(body)))
 
 
+def explain(
+    task_id: Id,
+    partition: Partition = None,
+    gateway: Gateway = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object, as the gateway's explain route has it.")
+    ] = False,
+    config: Config = None,
+) -> None:
+    """Say what holds a task, how much is before it and when it starts, or how it ended.
+
+    Exit code 0 when it is known, 4 when nothing is known of it.
+    """
+    import orjson
+
+    from cli.results import explained_lines
+
+    _check_id(task_id)
+    if gateway is None:
+        from cli.direct import explain as look_into
+
+        settings = _settings(config)
+        body = asyncio.run(look_into(settings.kafka, task_id, partition, settings.models))
+    else:
+        from cli.remote import Gateway as Remote
+
+        _refuse_partition(partition)
+        body = Remote(gateway).explain(task_id)
+    typer.echo(orjson.dumps(body) if as_json else "\n".join(explained_lines(body)))
+
+
 def cancel(
     task_id: Id,
     partition: Partition = None,
@@ -181,12 +212,16 @@ def watch(
 
 
 def _kafka(config: Path | None) -> KafkaSettings:
+    return _settings(config).kafka
+
+
+def _settings(config: Path | None) -> Settings:
     from cli.configuration import load
     from wire.logs import configure
 
     settings = load(config).settings
     configure("console", "error")
-    return settings.kafka
+    return settings
 
 
 def _check_id(task_id: str) -> None:

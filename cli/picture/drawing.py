@@ -16,6 +16,7 @@ from rich.text import Text
 
 from cli.picture.frame import BackendRow, BatchRow, Frame, GpuRow, LaneRow, Notice, WorkerRow
 from cli.picture.marks import bar, blocks, curve, memory, seconds, shortened
+from schemas.progress import Gate
 from schemas.topics import Lane
 
 WIDE = 110
@@ -29,6 +30,20 @@ _NEWEST_NOTICES = 2
 _LEAST_SPACED = 6
 # Rows of a section (its heading not counted) that are kept while others want more.
 _LEAST = {"batches": 3, "backends": 1, "workers": 1, "gpus": 1}
+
+WAITS_FOR: dict[str, str] = {
+    Gate.TURN: "its turn among lanes",
+    Gate.TENANT: "other tenants",
+    Gate.ORDER: "earlier ones",
+    Gate.BUDGET: "live work",
+    Gate.WINDOW: "company",
+    Gate.NO_FREE_SLOT: "a free slot",
+    Gate.BREAKER: "a backend paused after failures",
+    Gate.BACKEND_DOWN: "a backend that is down",
+    Gate.NO_BACKEND: "a backend with its model",
+    Gate.SHED: "GPU memory",
+    Gate.RETRY_DELAY: "its next try",
+}
 
 Cell: TypeAlias = str | tuple[str, str]
 """A text, or a text and its style."""
@@ -60,7 +75,8 @@ class Section:
 def draw(frame: Frame, *, width: int, height: int, title: str, notes: Sequence[Cell] = ()) -> list[Text]:
     """Return at most `height` lines of at most `width` characters. `notes` stand at the bottom, the last of them lowest."""
     is_wide = width >= WIDE
-    top = [_title(frame, title, width), *_section(_lanes(frame, width), width, len(Lane)), _outcomes(frame, width)]
+    lanes = _section(_lanes(frame, width), width, len(Lane))
+    top = [_title(frame, title, width), *lanes, _outcomes(frame, width), *_reasons(frame, width)]
     news = [] if is_wide else frame.notices[-_NEWEST_NOTICES:]
     bottom = [*(_line(_notice(notice), width) for notice in news), *(_line([note], width) for note in notes)]
     room = max(height - len(top) - len(bottom), 0)
@@ -148,7 +164,7 @@ def _title(frame: Frame, title: str, width: int) -> Text:
 
 def _lanes(frame: Frame, width: int) -> Section:
     # What is left of the width is shared by the waiting tasks' bar and the curve of outcomes.
-    fixed = 8 + 6 + 7 + 6 + 7 + 7 + 7 + 8
+    fixed = 8 + 6 + 7 + 6 + 7 + 7 + 7 + 7 + 9
     spare = max(width - fixed, 8)
     curve_width = min(spare // 2, 60)
     bar_width = min(spare - curve_width, 60)
@@ -159,6 +175,7 @@ def _lanes(frame: Frame, width: int) -> Section:
         Column("RUNNING", 7, right=True),
         Column("1/MIN", 6, right=True),
         Column(f"LAST {_span_s(curve_width)} S" if curve_width >= 9 else "", curve_width, right=True),
+        Column("SHARE", 7, right=True),
         Column("P50", 7, right=True),
         Column("P95", 7, right=True),
         Column("OLDEST", 7, right=True),
@@ -176,10 +193,18 @@ def _lane(lane: LaneRow, most: int, bar_width: int, curve_width: int) -> list[Ce
         str(lane.in_flight),
         str(lane.rate_60s_per_minute),
         (curve(lane.ended_by_second, curve_width), style),
+        _share(lane),
         seconds(lane.p50_s),
         seconds(lane.p95_s),
         seconds(lane.oldest_wait_s if lane.waiting else None),
     ]
+
+
+def _share(lane: LaneRow) -> str:
+    """Return its part of the tokens of the last minute, and its weight's: 52/53%."""
+    if lane.share_ratio is None or lane.weight_ratio is None:
+        return "–"
+    return f"{100 * lane.share_ratio:.0f}/{100 * lane.weight_ratio:.0f}%"
 
 
 def _span_s(width: int) -> int:
@@ -195,6 +220,19 @@ def _outcomes(frame: Frame, width: int) -> Text:
     for outcome, style in (("failed", _BAD), ("expired", _WARN), ("cancelled", _PLAIN)):
         cells += ["  ", (f"{counts[outcome]} {outcome}", style if counts[outcome] else _DIM)]
     return _line(cells, width)
+
+
+def _reasons(frame: Frame, width: int) -> list[Text]:
+    """Return what the lanes wait for, and why the backends of the last minute were chosen."""
+    held = [(lane, WAITS_FOR.get(lane.gate, lane.gate)) for lane in frame.lanes if lane.gate and lane.waiting]
+    cells: list[Cell] = [("waits for    ", _DIM)]
+    if not held:
+        cells.append(("nothing", _DIM))
+    for number, (lane, gate) in enumerate(held):
+        cells += [" · " if number else "", (f"{lane.lane.value} ", _LANE_STYLES[lane.lane]), gate]
+    told = " · ".join(f"{reason} {count}" for reason, count in frame.decisions.items())
+    chosen: list[Cell] = [("chosen as    ", _DIM), told or ("nothing in the last minute", _DIM)]
+    return [_line(cells, width), _line(chosen, width)]
 
 
 def _batches(frame: Frame, width: int) -> Section:

@@ -13,7 +13,8 @@ class LaneRow:
 
     `waiting` counts records that no worker has fetched, and tasks that wait in workers. `ended_by_second` has the outcomes of the
     last 60 s, the newest last; `outcomes` counts them by kind. Latency runs from the request's creation to the result's append,
-    over the last 60 s.
+    over the last 60 s. `share_ratio` is its part of the tokens that were sent to backends in the last 60 s, `weight_ratio` its weight's
+    part of all. `gate` is what most of what waits is held by; None: nothing is.
     """
 
     lane: Lane
@@ -26,6 +27,9 @@ class LaneRow:
     p95_s: float | None
     oldest_wait_s: float | None
     outcomes: dict[str, int]
+    share_ratio: float | None = None
+    weight_ratio: float | None = None
+    gate: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,10 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The picture at `at_ms` (broker time). `run_again` counts starts of tasks that had been started in another batch before."""
+    """The picture at `at_ms` (broker time). `run_again` counts starts of tasks that had been started in another batch before.
+
+    `decisions` counts the results of the last 60 s by why their backend was chosen, the commonest first.
+    """
 
     at_ms: int
     lanes: list[LaneRow]
@@ -112,3 +119,4 @@ class Frame:
     gpus: list[GpuRow]
     run_again: int
     notices: list[Notice] = field(default_factory=list)
+    decisions: dict[str, int] = field(default_factory=dict)

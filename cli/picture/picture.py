@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Generic, TypeVar
 
 from cli.picture.frame import BackendRow, BatchRow, Frame, GpuRow, LaneRow, Notice, WorkerRow
 from schemas.gpu import GPUMetrics
-from schemas.progress import BackendStatus, Started, WorkerSnapshot
+from schemas.progress import BackendStatus, LaneState, Started, WorkerSnapshot
 from schemas.result import Result
 from schemas.topics import Lane, TopicNames
 from streams.fleet import used_ratio
@@ -73,16 +73,20 @@ class _Flow:
 
     seconds: dict[int, Counter[str]] = field(default_factory=dict)
     latencies: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_MOST_LATENCIES))
+    reasons: dict[int, Counter[str]] = field(default_factory=dict)
 
-    def add(self, at_ms: int, outcome: str, latency_s: float | None) -> None:
+    def add(self, at_ms: int, outcome: str, latency_s: float | None, reason: str | None) -> None:
         self.seconds.setdefault(at_ms // 1000, Counter())[outcome] += 1
+        if reason is not None:
+            self.reasons.setdefault(at_ms // 1000, Counter())[reason] += 1
         if latency_s is not None:
             self.latencies.append((at_ms, latency_s))
 
     def forget(self, now_ms: int) -> None:
         first = now_ms // 1000 - _WINDOW_S + 1
-        for second in [each for each in self.seconds if each < first]:
-            del self.seconds[second]
+        for kept in (self.seconds, self.reasons):
+            for second in [each for each in kept if each < first]:
+                del kept[second]
 
     def latencies_s(self, now_ms: int) -> list[float]:
         return [latency_s for at_ms, latency_s in self.latencies if now_ms - at_ms < _WINDOW_S * 1000]
@@ -172,7 +176,7 @@ class Picture:
             self._saw(f"{result.source.topic}/{result.source.partition}", result.source.offset)
         begun_ms = result.timing.created_at_ms or result.timing.accepted_at_ms
         latency_s = None if begun_ms is None else max(at_ms - begun_ms, 0) / 1000
-        self._flows[result.priority].add(at_ms, result.outcome.value, latency_s)
+        self._flows[result.priority].add(at_ms, result.outcome.value, latency_s, result.routing.reason)
         if result.batch is not None:
             self._ended_of.swap(result.batch.id, (self._ended_of.get(result.batch.id) or 0) + 1)
         return True
@@ -204,6 +208,7 @@ class Picture:
             ),
             run_again=self.run_again,
             notices=list(self._notices),
+            decisions=self._decisions(),
         )
 
     def _forget(self, now_ms: int) -> None:
@@ -233,7 +238,34 @@ class Picture:
             p95_s=quantile(latencies, 0.95),
             oldest_wait_s=max((state.oldest_wait_s for state in states), default=None),
             outcomes=dict(outcomes),
+            share_ratio=self._share(lane, lambda state: state.sent_tokens),
+            weight_ratio=self._share(lane, lambda state: state.weight),
+            gate=self._gate(lane),
         )
+
+    def _share(self, lane: Lane, part: Callable[[LaneState], int]) -> float | None:
+        """Return a lane's part of the sum over all lanes and workers, None where that is nothing."""
+        parts: Counter[str] = Counter()
+        for snapshot, _ in self._workers.values():
+            for name, state in snapshot.lanes.items():
+                parts[name] += part(state)
+        total = parts.total()
+        return round(parts[lane.value] / total, 3) if total else None
+
+    def _gate(self, lane: Lane) -> str | None:
+        held: Counter[str] = Counter()
+        for snapshot, _ in self._workers.values():
+            for row in snapshot.classes:
+                if row.lane is lane:
+                    held[row.gate.value] += row.waiting
+        return max(held, key=lambda gate: held[gate], default=None)
+
+    def _decisions(self) -> dict[str, int]:
+        found: Counter[str] = Counter()
+        for flow in self._flows.values():
+            for counted in flow.reasons.values():
+                found.update(counted)
+        return dict(found.most_common())
 
     def _unfetched(self, lane: Lane) -> int:
         """Return how many of a lane's records no worker has fetched.

@@ -14,8 +14,8 @@ from cli.picture.kills import Kill
 from cli.picture.marks import bar, blocks, curve, memory, seconds, shortened
 from cli.picture.picture import LogEnd, Picture
 from schemas.gpu import GpuId, GPUMetrics, GpuSource
-from schemas.progress import BackendStatus, LaneState, Started, WorkerSnapshot
-from schemas.result import BatchRef, Outcome, Result, Source, Timing
+from schemas.progress import BackendStatus, ClassState, Gate, LaneState, Started, WorkerSnapshot
+from schemas.result import BatchRef, Outcome, Result, Routing, Source, Timing
 from schemas.topics import Lane, TopicNames
 from streams.quantiles import quantile
 
@@ -59,6 +59,36 @@ def test_what_no_worker_has_fetched_waits_and_so_does_what_waits_in_workers() ->
     lane = high(picture.frame(NOW))
     # Of partition 0 ten records (90 to 99) are not fetched; nobody reads partition 1, so twenty are not committed.
     assert (7 + 10 + 20, 2, 1.5) == (lane.waiting, lane.in_flight, lane.oldest_wait_s)
+
+
+def test_a_lane_has_its_part_of_the_tokens_and_what_most_of_it_waits_for() -> None:
+    picture = Picture()
+    assert (None, None, None) == (
+        high(frame := picture.frame(NOW)).share_ratio,
+        high(frame).weight_ratio,
+        high(frame).gate,
+    )
+    rows = {
+        "high": LaneState(9, 0, 0.0, 0, sent_tokens=300, weight=4),
+        "low": LaneState(0, 0, 0.0, 0, sent_tokens=100, weight=1),
+    }
+    classes = [
+        ClassState(Lane.HIGH, "a", None, 2, 20, Gate.WINDOW, NOW),
+        ClassState(Lane.HIGH, "b", None, 7, 70, Gate.TURN, NOW),
+        ClassState(Lane.LOW, "b", None, 70, 70, Gate.SHED, NOW),
+    ]
+    for worker in ("w-1", "w-2"):
+        picture.snapshot(worker, snapshot(worker, lanes=rows, classes=classes), NOW)
+    found = high(picture.frame(NOW))
+    assert (0.75, 0.8, Gate.TURN) == (found.share_ratio, found.weight_ratio, found.gate)
+
+
+def test_decisions_of_the_last_minute_are_counted_by_their_reason() -> None:
+    picture = Picture()
+    for number, reason in enumerate(["only one that can", "fits, fastest", "fits, fastest", None]):
+        picture.result(result(f"t-{number}", routing=Routing(reason)), 0, NOW)
+    assert [("fits, fastest", 2), ("only one that can", 1)] == list(picture.frame(NOW).decisions.items())
+    assert {} == picture.frame(NOW + 60_000).decisions
 
 
 def test_what_was_started_since_the_snapshot_was_fetched_too() -> None:

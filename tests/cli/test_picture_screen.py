@@ -11,11 +11,12 @@ pytest.importorskip("textual", reason="the extra `dev`")
 
 from textual.widgets import Static
 
-from cli.picture.drawing import draw
+from cli.picture.drawing import WAITS_FOR, draw
 from cli.picture.frame import BackendRow, BatchRow, Frame, GpuRow, LaneRow, Notice, WorkerRow
 from cli.picture.lines import heading, page, summary
 from cli.picture.screen import Screen, Source
 from cli.picture.shots import own_fonts
+from schemas.progress import Gate
 from schemas.topics import Lane
 
 NOW = 1_800_000_000_000
@@ -23,9 +24,14 @@ GIB = 1 << 30
 LONG = "triage-worker-6f9c7d5b8-x2x9q.a-very-long-name-of-a-namespace.cluster.local"
 
 
+GATES = {Lane.CRITICAL: None, Lane.HIGH: Gate.WINDOW, Lane.NORMAL: Gate.NO_FREE_SLOT, Lane.LOW: Gate.TURN}
+
+
 def lane(name: Lane, waiting: int) -> LaneRow:
     ended = [number % 3 for number in range(60)]
-    return LaneRow(name, waiting, 3, 60, 60, ended, 0.21, 12.3, 4.5, {"completed": 58, "failed": 2})
+    return LaneRow(
+        name, waiting, 3, 60, 60, ended, 0.21, 12.3, 4.5, {"completed": 58, "failed": 2}, 0.521, 0.533, GATES[name]
+    )
 
 
 def busy() -> Frame:
@@ -57,6 +63,7 @@ def busy() -> Frame:
             Notice(NOW, "worker-1 killed (SIGKILL): 12 running tasks go to its successor"),
             Notice(NOW, "it is back"),
         ],
+        decisions={"fits, shortest queue": 40, "only one that can": 2},
     )
 
 
@@ -106,6 +113,8 @@ async def test_the_picture_says_in_words_what_matters(size: tuple[int, int]) -> 
         await pilot.pause()
         said = "\n".join(shown(screen))
     told = [
+        *("52/53%", "waits for    high company · normal a free slot · low its turn among lanes"),
+        "chosen as    fits, shortest queue 40 · only one that can 2",
         *("11110 waiting", "4 run again", "critical", "0.21 s", "232 completed", "8 failed"),
         *("DOWN: backend_unavailable", "draining", "worker gone", "70.0/80 GiB", "CRITICAL", "stale 17 s", "LOST"),
         "worker-1 killed (SIGKILL): 12 running tasks go to its successor",
@@ -167,8 +176,12 @@ async def test_it_ends_when_its_source_says_so() -> None:
 def test_a_line_for_a_log_stands_under_its_heading() -> None:
     told = summary(busy())
     assert len(heading()) == len(told)
-    assert ["10+3", "60", "100+3", "60"] == told.split()[1:5]
+    assert ["10+3", "60", "52%", "100+3", "60", "52%"] == told.split()[1:7]
     assert ["8", "6/7", "3"] == told.split()[-3:]
+
+
+def test_every_gate_has_words() -> None:
+    assert set(Gate) == set(WAITS_FOR)
 
 
 def test_a_picture_file_loads_nothing_from_elsewhere() -> None:

@@ -132,7 +132,9 @@ def test_health_that_is_bad_is_an_answer_and_no_failure() -> None:
         assert code == raised.value.exit_code
 
 
-@pytest.mark.parametrize("verb", ["submit x", "submit x --wait", "result a", "status a", "cancel a", "health"])
+@pytest.mark.parametrize(
+    "verb", ["submit x", "submit x --wait", "result a", "status a", "explain a", "cancel a", "health"]
+)
 def test_every_verb_says_when_its_gateway_is_away(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*verb.split(), "--gateway", "http://127.0.0.1:1"]) == NOT_REACHABLE
     assert "The gateway does not answer at http://127.0.0.1:1 (Connection refused)" in capsys.readouterr().err

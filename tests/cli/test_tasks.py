@@ -1,4 +1,4 @@
-"""`triage submit`, `result`, `status`, `cancel` and `watch`: what they take, what they print, how they end."""
+"""`triage submit`, `result`, `status`, `explain`, `cancel` and `watch`: what they take, what they print, how they end."""
 
 from __future__ import annotations
 
@@ -135,6 +135,8 @@ def test_what_a_cancellation_came_to_is_said(
         (["status", "no id"], 4, "That is no task_id"),
         (["cancel", "a/b", "--gateway", "http://h"], 4, "That is no task_id"),
         (["result", "no id"], 4, "That is no task_id"),
+        (["explain", "no id"], 4, "That is no task_id"),
+        (["explain", "a", "--gateway", "http://h", "--partition", "1"], 2, "a gateway looks on every partition"),
         (["submit"], 2, "Missing argument"),
     ],
 )
@@ -143,7 +145,9 @@ def test_what_cannot_be_is_said(arguments: list[str], code: int, told: str, caps
     assert told in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("arguments", [["submit", "x"], ["result", "a"], ["status", "a"], ["cancel", "a"], ["watch"]])
+@pytest.mark.parametrize(
+    "arguments", [["submit", "x"], ["result", "a"], ["status", "a"], ["explain", "a"], ["cancel", "a"], ["watch"]]
+)
 def test_no_broker_is_exit_code_3_and_says_what_to_check(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
