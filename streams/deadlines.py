@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import sqrt
+from math import inf, sqrt
 
 from schemas.request import InferenceTask
 from streams.errors import InvalidRequest
@@ -48,16 +48,19 @@ def cannot_be_met(left_s: float, tokens_ahead: float, rate: Rate) -> bool:
     return tokens_ahead > max(left_s, 0.0) * rate.tokens_per_s * (1 + _DEVIATIONS / sqrt(rate.counted))
 
 
-def is_infeasible(task: Task, waiting: Iterable[Task], rate: Rate, answer_s: float, *, now_s: float) -> bool:
+def is_infeasible(
+    task: Task, waiting: Iterable[Task], rate: Rate, answer_s: float, *, by_size: bool, now_s: float
+) -> bool:
     """Whether a task that is taken in now ends as expired whatever happens.
 
     `waiting` are those of its lane, tenant and model; `answer_s` is the least that an answer takes. Before it go those of its budget and
-    agent type that are due no later and cost no more, in whatever order the lane is served. What is due so early that it may expire
-    first counts for nothing.
+    agent type that are due no later, and (`by_size`: the lane sends the short first) cost no more. What is due so early that it may
+    expire first counts for nothing.
     """
     start_by_s = task.deadline_s - answer_s
+    most_tokens = task.cost_tokens if by_size else inf
     before = (each for each in waiting if start_by_s <= each.deadline_s <= task.deadline_s)
-    tokens = sum(each.cost_tokens for each in before if each.cost_tokens <= task.cost_tokens and _is_alike(each, task))
+    tokens = sum(each.cost_tokens for each in before if each.cost_tokens <= most_tokens and _is_alike(each, task))
     return cannot_be_met(start_by_s - now_s, tokens, rate)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import nsmallest
 
 from schemas.progress import BackendStatus, ClassState, Gate, LaneState, Pace
@@ -71,7 +71,12 @@ class Describer:
         cached = task.fingerprint if task.wants_cache else None
         if cached is not None and self.dispatcher.cache.get(cached, self.dispatcher.clock.ms(now_s)) is not None:
             return False
-        return deadlines.is_infeasible(task, count.members, self._rate, answer_s, now_s=now_s)
+        priced = replace(task, bound_tokens=task.bound_tokens or task.cost_tokens)
+        priced.cost_tokens = self.dispatcher.costs.expected(priced)
+        by_size = self.dispatcher.settings.scheduling.size_aware
+        if by_size is None:
+            by_size = task.lane in (Lane.NORMAL, Lane.LOW)
+        return deadlines.is_infeasible(priced, count.members, self._rate, answer_s, by_size=by_size, now_s=now_s)
 
     def lanes(self, *, now_s: float) -> dict[str, LaneState]:
         running = dict.fromkeys(Lane, 0)

@@ -93,7 +93,7 @@ def test_a_task_that_is_called_infeasible_is_never_served_in_time(
     for each in sorted(held, key=lambda each: each.deadline_s):
         if starts_s <= each.deadline_s <= due_s:
             starts_s += each.cost_tokens / rate.tokens_per_s
-    if is_infeasible(task, held, rate, answer_s, now_s=0.0):
+    if is_infeasible(task, held, rate, answer_s, by_size=False, now_s=0.0):
         assert starts_s > due_s - answer_s
 
 
@@ -107,8 +107,9 @@ def test_dearer_and_later_tasks_are_not_in_the_way() -> None:
     apart = [make_task(deadline_s=1.0, cost_tokens=100, budget="batch") for _ in range(30)]
     other = [make_task(deadline_s=1.0, cost_tokens=100, agent_type="nurse") for _ in range(30)]
     lines = (ahead, dearer, later, early, apart, other)
-    found = [is_infeasible(task, held, rate, 0.5, now_s=0.0) for held in lines]
+    found = [is_infeasible(task, held, rate, 0.5, by_size=True, now_s=0.0) for held in lines]
     assert [True, False, False, False, False, False] == found
+    assert is_infeasible(task, dearer, rate, 0.5, by_size=False, now_s=0.0)
 
 
 def served(seconds: int) -> tuple[Scene, Describer]:
