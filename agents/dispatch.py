@@ -90,11 +90,11 @@ class DispatchLoop:
         now_ms = self.dispatcher.clock.ms(now_s)
         is_new = not self.dispatcher.holds(task.key)
         elsewhere = is_new and self._history.redelivery.taken_in(task, now_s=now_s, now_ms=now_ms)
-        if is_new and not elsewhere and self._cannot_be_met(task):
-            result = outcome.failed(task, DeadlineInfeasible(), now_s=now_s, now_ms=now_ms)
-            self._perform([Finish(task, result)])
-            return
-        self._perform(self.dispatcher.accept(task, now_s=now_s, elsewhere=elsewhere))
+        effects = self.dispatcher.accept(task, now_s=now_s, elsewhere=elsewhere)
+        if is_new and self._cannot_be_met(task):
+            self.dispatcher.cancel(task.key)  # it ends here instead
+            effects = [Finish(task, outcome.failed(task, DeadlineInfeasible(), now_s=now_s, now_ms=now_ms))]
+        self._perform(effects)
         self.kick()
 
     def ended(self, key: TaskKey) -> None:

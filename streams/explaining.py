@@ -131,8 +131,8 @@ def _gate(entry: Entry, workers: Workers, models: Sequence[ModelSettings], now_m
         return NOT_FETCHED, _not_fetched(entry, row, workers)
     if row is None:
         return None, (
-            "A worker has fetched it, and its newest snapshot does not name its class: it came a moment ago, is being ended, or "
-            "waits for another worker that still runs it."
+            "A worker has fetched it, and its newest snapshot does not name its class: it came a moment ago, is being ended, waits "
+            "for the answer to an identical task, or for another worker that still runs it."
         )
     return row.gate.value, told(row, workers)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from heapq import nsmallest
 
 from schemas.progress import BackendStatus, ClassState, Gate, LaneState, Pace
@@ -58,25 +58,23 @@ class Describer:
         return (self._all_lanes if lane is None else self._gauges[lane]).pace(now_s=now_s)
 
     def cannot_be_met(self, task: Task, *, now_s: float) -> bool:
-        """Whether the deadline of a task that comes now is out of reach; not for one that was started before, or has its answer in
-        the cache."""
+        """Whether the deadline of a task that was just accepted is out of reach.
+
+        Not for one that was started before, or that does not wait for itself: it has its answer, or waits for that to an identical one.
+        """
         count = self.dispatcher.waiting_counts.classes.get(class_of(task))
-        if count is None or task.attempts or task.hops or task.deadline_s <= now_s:
+        if count is None or task not in count.members or task.attempts or task.hops:
             return False
         latencies = [each for state in self.dispatcher.backends.values() for each in state.latency_s.values()]
         # Answers differ in length: half of the mean is as good as none to count on.
         answer_s = min(min(latencies, default=0.0) / 2, task.deadline_s - now_s)
         if not deadlines.cannot_be_met(task.deadline_s - answer_s - now_s, count.tokens, self._rate):
             return False  # not even if all of them went first
-        cached = task.fingerprint if task.wants_cache else None
-        if cached is not None and self.dispatcher.cache.get(cached, self.dispatcher.clock.ms(now_s)) is not None:
-            return False
-        priced = replace(task, bound_tokens=task.bound_tokens or task.cost_tokens)
-        priced.cost_tokens = self.dispatcher.costs.expected(priced)
         by_size = self.dispatcher.settings.scheduling.size_aware
         if by_size is None:
             by_size = task.lane in (Lane.NORMAL, Lane.LOW)
-        return deadlines.is_infeasible(priced, count.members, self._rate, answer_s, by_size=by_size, now_s=now_s)
+        others = count.members - {task}
+        return deadlines.is_infeasible(task, others, self._rate, answer_s, by_size=by_size, now_s=now_s)
 
     def lanes(self, *, now_s: float) -> dict[str, LaneState]:
         running = dict.fromkeys(Lane, 0)

@@ -13,10 +13,13 @@ import pytest
 from gateway import describe, examples
 from gateway.callers import Caller
 from gateway.problems import Kind, Problem, openai_form
+from schemas.codec import encode
 from schemas.ids import home
+from schemas.progress import Pace
 from schemas.result import Outcome
 from schemas.topics import DAY_MS, Lane
 from tests.gateway.fakes import PARTITIONS, FakeGateway, make_result
+from tests.support.snapshots import row, worker
 
 ROOT = Path(__file__).parents[2]
 BODY = {"messages": [{"role": "user", "content": "a secret"}]}
@@ -82,6 +85,16 @@ async def lane_full(gateway: FakeGateway) -> httpx.Response:
     return await gateway.http.post("/v1/async/submit", json=BODY)
 
 
+async def too_late(gateway: FakeGateway) -> httpx.Response:
+    for number in range(300):
+        gateway.fake.put_request(partition=number % PARTITIONS)
+    gateway.fake.feed()
+    pace = Pace(600, 60_000, 60.0)
+    snapshot = worker(row(waiting=10), paces={Lane.NORMAL: pace}, pace=pace)
+    gateway.fleet.snapshot(b"w1", encode(snapshot), gateway.fake.now_ms)
+    return await gateway.http.post("/v1/async/submit", json={**BODY, "timeout_s": 5})
+
+
 REACHED: dict[Kind, Reach] = {
     Kind.UNPARSABLE: call("POST", "submit", content=b"{", headers=JSON),
     Kind.FORBIDDEN: no_scope,
@@ -99,6 +112,7 @@ REACHED: dict[Kind, Reach] = {
     Kind.UNAVAILABLE: away,
     Kind.OUTCOME_UNKNOWN: unknown,
     Kind.LANE_FULL: lane_full,
+    Kind.INFEASIBLE: too_late,
 }
 
 

@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.cache import CacheEntry
 from schemas.request import CachePolicy, InferenceTask
-from schemas.result import Output, Usage
 from schemas.topics import Lane
 from streams.deadlines import LONGEST_MS, cannot_be_met, deadline_ms, is_infeasible
 from streams.errors import InvalidRequest
@@ -139,19 +137,20 @@ def served(seconds: int) -> tuple[Scene, Describer]:
 def test_a_worker_ends_nothing_at_intake_that_has_a_chance(fields: dict[str, Any]) -> None:
     scene, describer = served(40)
     task = make_task(now_s=scene.now_s, **{"lane": Lane.HIGH, **fields})
+    scene.perform(scene.dispatcher.accept(task, now_s=scene.now_s))
     assert not describer.cannot_be_met(task, now_s=scene.now_s)
 
 
-def test_what_the_cache_can_answer_is_taken_in_however_much_waits() -> None:
+def test_what_waits_for_an_identical_task_is_not_judged() -> None:
     scene, describer = served(40)
     due_s = scene.now_s + 1.0
     scene.accept_many(30, Lane.LOW, deadline_s=due_s)
-    task = make_task(lane=Lane.LOW, now_s=scene.now_s, deadline_s=due_s, cache=CachePolicy())
-    assert describer.cannot_be_met(task, now_s=scene.now_s)
-    assert task.fingerprint is not None
-    entry = CacheEntry(Output("cached", "stop"), Usage(1, 1, 2), "tiny", 0, 1 << 53, "default")
-    scene.dispatcher.cache.put(task.fingerprint, entry, 10)
-    assert not describer.cannot_be_met(task, now_s=scene.now_s)
+    first, second = (
+        make_task(lane=Lane.LOW, now_s=scene.now_s, deadline_s=due_s, cache=CachePolicy()) for _ in range(2)
+    )
+    for task in (first, second):
+        scene.perform(scene.dispatcher.accept(task, now_s=scene.now_s))
+    assert [True, False] == [describer.cannot_be_met(task, now_s=scene.now_s) for task in (first, second)]
 
 
 @pytest.mark.parametrize("tried", [False, True])
@@ -162,8 +161,8 @@ def test_of_many_that_are_due_together_those_beyond_what_can_be_served_end_at_in
     for _ in range(60):
         task = make_task(lane=Lane.HIGH, now_s=scene.now_s, deadline_s=due_s, tenant="late")
         task.attempts = int(tried)
+        scene.perform(scene.dispatcher.accept(task, now_s=scene.now_s))
         if describer.cannot_be_met(task, now_s=scene.now_s):
+            scene.dispatcher.cancel(task.key)
             refused += 1
-        else:
-            scene.take(task)
     assert (0 if tried else 60 - 15) == refused  # 9.5 s at one a second, taken to be half as fast again
