@@ -20,7 +20,9 @@ from faust.tables.manager import TableManager as FaustTableManager
 from faust.tables.recovery import Recovery as FaustRecovery
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from mode import Service
 
+from wire.clock import monotonic_s
 from wire.logs import get_logger
 from wire.reading import stop_consumer
 
@@ -28,6 +30,7 @@ SUPPORTED = {"faust-streaming": "0.15.3", "mode-streaming": "0.7.1", "aiokafka":
 # A burst of records is taken out of one fetch without giving the loop up for longer than this many.
 _YIELD_EVERY = 64
 GULP_BYTES, GULP_WAIT_MS = 65_536, 250
+_RECOVERY_LOOK_S = 5.0
 # Every partition is full: looked at again after this.
 _ALL_FULL_S = 0.05
 
@@ -216,6 +219,53 @@ class Recovery(FaustRecovery):  # type: ignore[misc]
             known: int | None = offsets[tp]  # None of a table that keeps no offsets
             offsets[tp] = -1 if known is None else max(known, -1)
         await super()._seek_offsets(consumer, tps, offsets, title)
+
+    @Service.task
+    async def _slurp_changelogs(self) -> None:
+        # Stock: two turns of the loop for each record. In a busy worker those are milliseconds, and tables are read for minutes, in which
+        # the app consumes nothing. And a record of a partition that was given back is applied to the table of the record before it.
+        queue = self.tables.changelog_queue
+        while not self.should_stop:
+            self.signal_recovery_end.clear()
+            try:
+                await self._take(await asyncio.wait_for(queue.get(), _RECOVERY_LOOK_S))
+                for _ in range(min(queue.qsize(), _YIELD_EVERY)):
+                    await self._take(queue.get_nowait())
+            except TimeoutError:
+                pass
+            except Exception as error:  # noqa: BLE001 - an entry costs a hit, the end of this task the table
+                log.warning("changelog record not taken", error=type(error).__name__)
+            self._end_when_read()
+            await asyncio.sleep(0)
+
+    async def _take(self, event: Any) -> None:
+        tp, offset = event.message.tp, event.message.offset
+        if tp in self.active_tps:
+            offsets, received_s = self.active_offsets, self._active_events_received_at
+        elif tp in self.standby_tps:
+            offsets, received_s = self.standby_offsets, self._standby_events_received_at
+        else:
+            return
+        received_s[tp] = monotonic_s()
+        seen = offsets.get(tp)
+        if seen is not None and offset <= seen:
+            return
+        offsets[tp] = offset
+        table = self.tp_to_table[tp]
+        buffer = self.buffers[table]
+        buffer.append(event)
+        await table.on_changelog_event(event)
+        if len(buffer) >= (table.recovery_buffer_size if tp in self.active_tps else table.standby_buffer_size):
+            table.apply_changelog_batch(buffer)
+            buffer.clear()
+
+    def _end_when_read(self) -> None:
+        if self.in_recovery and not self.need_recovery():
+            self.flush_buffers()
+            self._set_recovery_ended()
+            self.signal_recovery_end.set()
+        if not self.tables.standbys_ready and not self.standby_remaining_total():
+            self.tables.on_standbys_ready()
 
 
 class TableManager(FaustTableManager):  # type: ignore[misc]
