@@ -46,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "explain": Verb("cli.tasks:explain", "Say what holds a task, or how it ended.", "triage explain ward7-018f"),
     "cancel": Verb("cli.tasks:cancel", "End a task that nobody needs any more.", "triage cancel ward7-018f"),
     "watch": Verb("cli.tasks:watch", "Print results as they arrive.", "triage watch --json"),
+    "batch": Verb("cli.batch:batch", "Ask a file of requests.", "triage batch questions.jsonl -o answers.jsonl"),
     "dlq": Verb("cli.dlq:app", "List, show, replay or purge dead letters.", "triage dlq list --newer-than 1h"),
     "health": Verb("cli.health:health", "Say how each part is.", "triage health --json"),
     "doctor": Verb("cli.doctor:doctor", "Check all of it, and say how to mend what is wrong.", "triage doctor --json"),

@@ -63,14 +63,14 @@ class Gateway:
             return {"task_id": task_id, "status": str(self._object(response).get("outcome")), "was": None}
         if response.status_code == _UNFINISHED:
             raise Failed(f"The cancellation of {task_id} is written, but cannot be read yet: `triage status` tells.")
-        return self._object(self._checked(response, task_id))
+        return self._object(self.checked(response, task_id))
 
     def health(self) -> dict[str, Any]:
         """Return the gateway's picture of itself and of what it stands on, also when that is not well."""
         response = self._send("GET", "/v1/async/health", _READ_S)
         body = _object(response)
         if body.get("status") not in ("healthy", "degraded", "unhealthy"):
-            self._checked(response, None)
+            self.checked(response, None)
             raise self._foreign()
         return body
 
@@ -85,7 +85,7 @@ class Gateway:
     def _call(
         self, method: str, path: str, *, task_id: str | None = None, read_s: float = _READ_S, body: bytes | None = None
     ) -> httpx.Response:
-        return self._checked(self._send(method, path, read_s, body), task_id)
+        return self.checked(self._send(method, path, read_s, body), task_id)
 
     def _send(self, method: str, path: str, read_s: float, body: bytes | None = None) -> httpx.Response:
         timeout, headers = httpx.Timeout(_CONNECT_S, read=read_s), _JSON if body else None
@@ -94,14 +94,15 @@ class Gateway:
             with httpx.Client(verify=self._verify, transport=self._transport, trust_env=False) as http:
                 return http.request(method, f"{self.url}{path}", content=body, headers=headers, timeout=timeout)
         except httpx.ConnectTimeout:
-            raise self._away("no connection") from None
+            raise self.away("no connection") from None
         except httpx.TimeoutException:
-            raise self._away(f"no answer within {read_s:g} s") from None
+            raise self.away(f"no answer within {read_s:g} s") from None
         except (httpx.RequestError, OSError) as error:
             reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
-            raise self._away(reason) from None
+            raise self.away(reason) from None
 
-    def _checked(self, response: httpx.Response, task_id: str | None) -> httpx.Response:
+    def checked(self, response: httpx.Response, task_id: str | None) -> httpx.Response:
+        """Return a response that is a success. Raises: as the class says, for any other."""
         if not response.is_success:
             raise self._told(response, task_id)
         return response
@@ -127,7 +128,8 @@ class Gateway:
             raise self._foreign()
         return found
 
-    def _away(self, reason: str) -> NotReachable:
+    def away(self, reason: str) -> NotReachable:
+        """Return what it comes to that the gateway does not answer."""
         return NotReachable(
             f"The gateway does not answer at {self.url} ({reason}): check that it runs and that --gateway is right."
         )

@@ -47,7 +47,7 @@ def submit(
 
     With --wait: exit code 0 when it completed, 1 for any other outcome.
     """
-    lane, deadline_ms = _lane(priority), _duration_ms(deadline)
+    lane, deadline_ms = lane_of(priority), duration_ms(deadline)
     content = sys.stdin.read() if text == "-" else text
     fields = _fields(content, tenant, model, agent_type, max_tokens)
     if gateway is not None:
@@ -59,7 +59,7 @@ def submit(
     task_id = f"cli-{uuid.uuid4().hex}"
     value = _request(task_id, fields, deadline_ms)
     due_s = None if deadline_ms is None else deadline_ms / 1000
-    sent = asyncio.run(send(_kafka(config), lane, task_id, value, wait=wait, deadline_s=due_s))
+    sent = asyncio.run(send(kafka_of(config), lane, task_id, value, wait=wait, deadline_s=due_s))
     if wait:
         raise typer.Exit(show(sent, as_json=as_json))
     typer.echo(sent if as_json else task_id)
@@ -84,7 +84,7 @@ def result(
         from cli.lookup import Ended
         from gateway.rendering import state_of
 
-        found = asyncio.run(look(_kafka(config), task_id, partition))
+        found = asyncio.run(look(kafka_of(config), task_id, partition))
         if isinstance(found, Ended):
             raise typer.Exit(show(found.record.value, as_json=as_json))
         raise _unfinished(task_id, state_of(found.entry))
@@ -119,7 +119,7 @@ def status(
         from cli.direct import look
         from cli.results import status_body, status_lines
 
-        body = status_body(asyncio.run(look(_kafka(config), task_id, partition)))
+        body = status_body(asyncio.run(look(kafka_of(config), task_id, partition)))
     else:
         from cli.remote import Gateway as Remote
         from cli.results import status_lines
@@ -177,7 +177,7 @@ def cancel(
     if gateway is None:
         from cli.direct import cancel as end
 
-        body = cancelled_body(asyncio.run(end(_kafka(config), task_id, partition)))
+        body = cancelled_body(asyncio.run(end(kafka_of(config), task_id, partition)))
     else:
         from cli.remote import Gateway as Remote
 
@@ -200,7 +200,7 @@ def watch(
     from cli.direct import watch as follow
     from cli.results import Watched
 
-    kafka = _kafka(config)
+    kafka = kafka_of(config)
     show = Watched(typer.echo, as_json=as_json)
     try:
         asyncio.run(follow(kafka, show))
@@ -211,7 +211,7 @@ def watch(
 # What is asked
 
 
-def _kafka(config: Path | None) -> KafkaSettings:
+def kafka_of(config: Path | None) -> KafkaSettings:
     return _settings(config).kafka
 
 
@@ -242,7 +242,7 @@ def _unfinished(task_id: str, state: str) -> Failed:
     return Failed(f"{task_id} is unfinished ({state}): {told}.")
 
 
-def _lane(priority: str) -> Lane:
+def lane_of(priority: str) -> Lane:
     name = priority.lower()
     try:
         return Lane(name)
@@ -252,7 +252,7 @@ def _lane(priority: str) -> Lane:
         raise typer.BadParameter(f"{priority!r} is none of {', '.join(Lane)}{told}", param_hint="--priority") from None
 
 
-def _duration_ms(text: str | None) -> int | None:
+def duration_ms(text: str | None) -> int | None:
     from streams.deadlines import LONGEST_MS
 
     if text is None:

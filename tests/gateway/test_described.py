@@ -28,7 +28,7 @@ import schemathesis
 from schemathesis.config import SchemathesisConfig
 
 QUICK = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-LONG = settings(QUICK, max_examples=600)
+LONG = settings(QUICK, max_examples=700)
 _MOST_EPOCH_MS = 1 << 53
 
 

@@ -1,0 +1,1 @@
+"""What `triage batch` is made of."""
