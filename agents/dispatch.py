@@ -117,8 +117,11 @@ class DispatchLoop:
     def is_held(self, key: TaskKey) -> bool:
         return self.dispatcher.holds(key) or key in self._finishing
 
-    def waiting(self, lane: Lane) -> int:
-        return self.dispatcher.waiting(lane)
+    def has_room(self, lane: Lane, share: float = 1.0) -> bool:
+        return self.dispatcher.has_room(lane, share)
+
+    def is_heavy(self, lane: Lane) -> bool:
+        return self.dispatcher.is_heavy(lane)
 
     def withdraw(self, owner: Owner, *, running: bool) -> None:
         """Let go of an intake's deliveries: of tasks that wait, or (`running`) of all."""

@@ -33,8 +33,6 @@ from wire.logs import get_logger
 
 # Offsets between the oldest unfinished and the newest fetched request of a partition: bounds what a kill -9 delivers again.
 MOST_SPAN = 512
-# Tasks a lane may hold that are not dispatched; beyond it the lane stops fetching and its backlog stays in Kafka.
-MOST_WAITING = {Lane.CRITICAL: 2048, Lane.HIGH: 1024, Lane.NORMAL: 512, Lane.LOW: 256}
 _NO_GENERATION = -1
 
 log = get_logger(__name__)
@@ -46,7 +44,8 @@ class Receiver(Protocol):
     def accept(self, task: Task) -> None: ...
     def reject(self, delivery: Delivery, error: DecodeError, task_id: str) -> None: ...
     def is_held(self, key: TaskKey) -> bool: ...
-    def waiting(self, lane: Lane) -> int: ...
+    def has_room(self, lane: Lane, share: float = 1.0) -> bool: ...
+    def is_heavy(self, lane: Lane) -> bool: ...
     def withdraw(self, owner: Owner, *, running: bool) -> None: ...
     async def let_go(self, owner: Owner, timeout_s: float) -> None: ...
 
@@ -82,6 +81,7 @@ def new_task(delivery: Delivery, request: InferenceTask, task_id: str, due_ms: i
         accepted_s=now_s,
         deadline_s=clock.monotonic_s(due_ms, now_s=now_s),
         cost_tokens=cost_tokens(request.messages, max_tokens if isinstance(max_tokens, int) else 0),
+        size_bytes=len(delivery.value or b""),
         parameters=parameters,
         cache=request.cache or CachePolicy(),
     )
@@ -216,7 +216,7 @@ class LaneIntake:
     async def _room(self, generation: int) -> None:
         """Wait until the lane's bound leaves room: the backlog stays in Kafka."""
         try:
-            while not self._is_over(generation) and self._receiver.waiting(self.lane) >= MOST_WAITING[self.lane]:
+            while not self._is_over(generation) and not self._receiver.has_room(self.lane):
                 self._is_blocked = True
                 self._changed.clear()
                 await self._changed.wait()
@@ -224,8 +224,11 @@ class LaneIntake:
             self._is_blocked = False
 
     def is_full(self, partition: int) -> bool:
-        """Whether nothing more of a partition is to be fetched now: one task at its head holds all behind it up, but no other."""
-        return self._acks[partition].span >= MOST_SPAN
+        """Whether nothing more of a partition is to be fetched now: one task at its head holds all behind it up, but no other.
+
+        Of a lane that is full of large tasks neither: what is fetched beyond would be large, too.
+        """
+        return self._acks[partition].span >= MOST_SPAN or self._receiver.is_heavy(self.lane)
 
     def complete(self, delivery: Delivery) -> None:
         """Acknowledge what may be acknowledged now that this delivery is done. A delivery of an old generation changes nothing."""

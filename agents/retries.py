@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaError
 
 from agents.delivery import REVOKE_DRAIN_S, Delivery
-from agents.intake import MOST_SPAN, MOST_WAITING, Past, Receiver, new_task
+from agents.intake import MOST_SPAN, Past, Receiver, new_task
 from agents.metrics import WorkerMetrics
 from schemas import headers as names
 from schemas.codec import DecodeError, decode_request
@@ -40,8 +40,8 @@ _RETRY_S = 1.0
 _REBALANCE_S = 30.0
 # Records of a partition that are held while they are not due; the partition is paused with them and resumed below them.
 _MOST_HELD, _MOST_HELD_BYTES = 64, MIB
-# Retries that a lane takes in beyond the bound of its waiting requests.
-_OWN_ROOM = 64
+# Of a lane's bounds: its retries have room beyond what its requests may fill.
+_SHARE = 1.25
 
 log = get_logger(__name__)
 
@@ -182,7 +182,7 @@ class RetryIntake(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _hand_on(self, lane: Lane, queue: deque[_Held], now_ms: int) -> None:
         # A lane whose requests stand at its bound must not keep its retries out for ever: they have room of their own beyond it.
-        while queue and queue[0].due_ms <= now_ms and self._receiver.waiting(lane) < MOST_WAITING[lane] + _OWN_ROOM:
+        while queue and queue[0].due_ms <= now_ms and self._receiver.has_room(lane, _SHARE):
             self._take(queue.popleft())
 
     def _throttle(self, consumer: AIOKafkaConsumer, tp: TopicPartition, *, is_full: bool) -> None:

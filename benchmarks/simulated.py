@@ -7,7 +7,6 @@ import pstats
 import sys
 import time
 
-from agents.intake import MOST_WAITING
 from cli.simulation import scenario
 from cli.simulation.policy import Policy
 from cli.simulation.simulator import Simulation
@@ -18,7 +17,7 @@ _HOUR_S = 3600.0
 
 def main(seconds: float = _HOUR_S) -> None:
     given = scenario.load("day-and-night")
-    simulation = Simulation(given, Policy.WEIGHTS, MOST_WAITING)
+    simulation = Simulation(given, Policy.WEIGHTS)
     began_s, used_s = time.perf_counter(), time.process_time()
     simulation.advance(seconds)
     took_s, used_s = time.perf_counter() - began_s, time.process_time() - used_s
@@ -32,7 +31,7 @@ def main(seconds: float = _HOUR_S) -> None:
 
 def parts(seconds: float) -> dict[str, float]:
     """Return the shares of a minute's CPU by folder, from a profile: library code counts for nobody."""
-    simulation = Simulation(scenario.load("day-and-night"), Policy.WEIGHTS, MOST_WAITING)
+    simulation = Simulation(scenario.load("day-and-night"), Policy.WEIGHTS)
     profile = cProfile.Profile()
     profile.runcall(simulation.advance, seconds)
     stats: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = pstats.Stats(profile).stats  # type: ignore[attr-defined]

@@ -48,7 +48,7 @@ from streams.retrying import (
 from streams.routing import MATRIX, Candidate, ModelDecision, Router, Want
 from streams.settings import ModelSettings, Settings
 from streams.task import Task, TaskKey
-from streams.waiting import WaitingCounts
+from streams.waiting import Loads, WaitingCounts
 
 _STALE_EXPIRIES = 256
 _PARKING_EVERY_S = 1.0
@@ -151,6 +151,7 @@ class Dispatcher:
     next_deadline_s: float | None = None
     backends: dict[str, BackendState] = field(default_factory=dict)
     waiting_counts: WaitingCounts = field(default_factory=WaitingCounts)
+    loads: Loads = field(default_factory=Loads)
     _windows: dict[Lane, dict[RouteClass, Window]] = field(default_factory=lambda: {lane: {} for lane in Lane})
     _tasks: dict[TaskKey, Task] = field(default_factory=dict)
     _waiting: dict[TaskKey, tuple[RouteClass, bytes]] = field(default_factory=dict)
@@ -210,6 +211,7 @@ class Dispatcher:
         task.sequence = self._sequence
         task.tries_left = 0 if task.hops else self.settings.retry.in_place_tries
         self._tasks[task.key] = task
+        self.loads.add(task)
         self._drop_stale_expiries()
         heapq.heappush(self._expiries, (task.deadline_s, task.sequence, task))
         if elsewhere:
@@ -336,6 +338,7 @@ class Dispatcher:
         leader.tries_left -= 1
         for member in members:
             member.dispatched_s = member.dispatched_ms = None
+        self.loads.add(leader)
         heapq.heappush(self._delayed, (now_s + delay_s, leader.sequence, leader))
         regroup(self._coalescing, members)
         return True
@@ -361,6 +364,14 @@ class Dispatcher:
     def waiting(self, lane: Lane) -> int:
         """Return how many tasks of a lane are held and not with a backend; those that wait for an identical one's answer are some."""
         return self.waiting_counts.lanes[lane] + self._coalescing.following(lane)
+
+    def has_room(self, lane: Lane, share: float = 1.0) -> bool:
+        """Whether a lane may take one more task in: what it holds is bounded by requests, bytes and tokens."""
+        return self.loads.lanes[lane].has_room(self.settings.lanes[lane], share)
+
+    def is_heavy(self, lane: Lane) -> bool:
+        """Whether a lane is full of few large tasks."""
+        return self.loads.lanes[lane].is_heavy(self.settings.lanes[lane])
 
     def gate(self, lane: Lane, model: str | None, *, now_s: float) -> Gate:
         """Return what a waiting class is held up by: the first thing that would have to change for it to move."""
@@ -554,6 +565,7 @@ class Dispatcher:
             task.dispatched_s, task.dispatched_ms = now_s, now_ms
             del self._waiting[task.key]
             self.waiting_counts.remove(task)
+            self.loads.remove(task)
             self._running[task.key] = self._calls[task] = _Running(task, task, served, state)
             self._newest_sent[task.place] = max(task.sequence, self._newest_sent.get(task.place, 0))
         return batch
@@ -658,6 +670,7 @@ class Dispatcher:
         Return the task of the call that is to be closed, None when none is.
         """
         self._tasks.pop(task.key, None)
+        self.loads.remove(task)
         self._elsewhere.pop(task.key, None)
         self._suspects.pop(task.key, None)
         if task is self._suspect:
@@ -667,6 +680,7 @@ class Dispatcher:
         running = self._running.pop(task.key, None)
         if heir is not None and running is not None:
             running.owner = heir
+            self.loads.remove(heir)
             self._running[heir.key] = running
             return None
         if heir is not None:

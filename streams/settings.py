@@ -169,18 +169,44 @@ class LaneSettings(_Section):
     max_batch_requests: int = Field(16, ge=1, le=1024)
     max_batch_tokens: int = Field(16_384, ge=1)
     max_wait_s: float = Field(600, gt=0)
+    max_waiting_requests: int = Field(
+        512,
+        ge=1,
+        description="Requests a worker holds that are not with a backend; beyond it the backlog stays in Kafka. Too low idles backends.",
+    )
+    max_waiting_bytes: int = Field(
+        16 * MIB,
+        ge=1,
+        description="Their size as they came. A worker holds up to three times that of a lane, with what is fetched.",
+    )
+    max_waiting_tokens: int = Field(4 * MIB, ge=1, description="Their expected tokens.")
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> LaneSettings:
+        if self.max_waiting_requests < self.max_batch_requests:
+            raise ValueError(
+                "max_waiting_requests must be at least max_batch_requests, or no batch is ever full: raise the one or lower the other"
+            )
+        return self
 
 
 def _lane_defaults() -> dict[Lane, LaneSettings]:
     rows = {
-        Lane.CRITICAL: (8, 1, 5.0, 30.0),
-        Lane.HIGH: (4, 0, 20.0, 120.0),
-        Lane.NORMAL: (2, 0, 50.0, 600.0),
-        Lane.LOW: (1, 0, 200.0, 3600.0),
+        Lane.CRITICAL: (8, 1, 5.0, 30.0, 2048, 32),
+        Lane.HIGH: (4, 0, 20.0, 120.0, 1024, 16),
+        Lane.NORMAL: (2, 0, 50.0, 600.0, 512, 16),
+        Lane.LOW: (1, 0, 200.0, 3600.0, 256, 8),
     }
     return {
-        lane: LaneSettings(weight=weight, reserved_slots=reserved, window_ms=window, max_wait_s=wait)
-        for lane, (weight, reserved, window, wait) in rows.items()
+        lane: LaneSettings(
+            weight=weight,
+            reserved_slots=reserved,
+            window_ms=window,
+            max_wait_s=wait,
+            max_waiting_requests=requests,
+            max_waiting_bytes=mib * MIB,
+        )
+        for lane, (weight, reserved, window, wait, requests, mib) in rows.items()
     }
 
 

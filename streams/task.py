@@ -26,7 +26,8 @@ class Task:
     `attempts` counts starts, `past_attempts` those before the record that was delivered, `tries_left` tries within this worker, `hops`
     the retry topics it failed its way through, `crashes` the workers that ended while they ran it. It is not run before `not_before_s`,
     infinite while another worker runs it. `cost_tokens` are what it is expected to take, `bound_tokens` the most it may take: both are
-    frozen at intake. `deadline_s` and `accepted_s` are monotonic; the `_ms` times are broker time.
+    frozen at intake. `size_bytes` are those of its record's value. `deadline_s` and `accepted_s` are monotonic; the `_ms` times are
+    broker time.
     """
 
     task_id: str
@@ -57,6 +58,7 @@ class Task:
     place: tuple[str, int] = ("", 0)
     sequence: int = 0
     bound_tokens: int = 0
+    size_bytes: int = 0
 
     @property
     def key(self) -> TaskKey:

@@ -40,6 +40,10 @@ class Fifo:
     def waiting(self, lane: Lane) -> int:
         return self._waiting[lane]
 
+    def has_room(self, lane: Lane, share: float = 1.0) -> bool:
+        """Whether it takes one more in: a queue without lanes takes all there is."""
+        return True
+
     def __len__(self) -> int:
         return len(self._queue) + len(self._running)
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from agents.intake import MOST_WAITING
 from cli.simulation.scenario import Scenario
 from cli.simulation.simulator import Simulation
 
@@ -22,7 +21,7 @@ def run(name: str, scenario: Scenario, clock_s: Callable[[], float]) -> tuple[di
     runs: list[dict[str, Any]] = []
     interrupted = False
     for policy in scenario.policies:
-        simulation = Simulation(scenario, policy, MOST_WAITING)
+        simulation = Simulation(scenario, policy)
         began_s = clock_s()
         try:
             _advance(simulation, clock_s)

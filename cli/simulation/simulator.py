@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -47,12 +47,11 @@ _OUTPUT = Output("simulated", "stop")
 class Simulation:
     """One policy on one scenario. `advance` runs it; the account may be read at any time between.
 
-    `most_waiting` is how many tasks of a lane a worker holds at once: the others wait in Kafka.
+    A worker holds as much of a lane as the settings allow: the rest waits in Kafka.
     """
 
     scenario: Scenario
     policy: Policy
-    most_waiting: Mapping[Lane, int]
     now_s: float = 0.0
     account: Account = field(default_factory=Account)
     _events: list[tuple[float, int, Callable[[float], None]]] = field(default_factory=list)
@@ -244,10 +243,10 @@ class Simulation:
             return f"batch-{next(numbers)}"
 
         if self.policy is Policy.FIFO:
-            return Worker(Fifo(settings, self._clock, new_batch_id), None, self._task, self._perform)
+            return Worker(Fifo(settings, self._clock, new_batch_id), False, self._task, self._perform)
         fleet = Fleet(settings.gpus.stale_after_s, settings.pressure)
         dispatcher = Dispatcher(settings, self._clock, fleet, AnswerCache(0, 0), new_batch_id)
-        return Worker(dispatcher, self.most_waiting, self._task, self._perform)
+        return Worker(dispatcher, True, self._task, self._perform)
 
 
 def _arrival(task: Task) -> Arrival:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,6 +26,7 @@ class Decides(Protocol):
     def failed(self, task: Task, error: ServingError, *, now_s: float) -> list[Effect]: ...
     def probed(self, backend: str, probe: Probe, *, now_s: float) -> list[Effect]: ...
     def waiting(self, lane: Lane) -> int: ...
+    def has_room(self, lane: Lane, share: float = 1.0) -> bool: ...
     def __len__(self) -> int: ...
 
 
@@ -33,11 +34,11 @@ class Decides(Protocol):
 class Worker:
     """Takes in what there is room for, and has effects carried out by `perform`.
 
-    `most_waiting` is how many tasks of a lane it holds at once; None: it takes all in the order in which they came.
+    `has_lanes` is False for one queue, in the order in which tasks came.
     """
 
     decides: Decides
-    most_waiting: Mapping[Lane, int] | None
+    has_lanes: bool
     task_of: Callable[[Arrival], Task]
     perform: Callable[[Worker, Iterable[Effect]], None]
     unfetched: int = 0
@@ -46,7 +47,7 @@ class Worker:
 
     def put(self, arrival: Arrival) -> None:
         """Append a task to its topic."""
-        self._topics[Lane.NORMAL if self.most_waiting is None else arrival.kind.lane].append(arrival)
+        self._topics[arrival.kind.lane if self.has_lanes else Lane.NORMAL].append(arrival)
         self.unfetched += 1
 
     def turn(self, now_s: float) -> None:
@@ -65,10 +66,7 @@ class Worker:
         if not self.unfetched:
             return came
         for lane, topic in self._topics.items():
-            if not topic:
-                continue
-            room = len(topic) if self.most_waiting is None else self.most_waiting[lane] - self.decides.waiting(lane)
-            for _ in range(min(room, len(topic))):
+            while topic and self.decides.has_room(lane):
                 self.unfetched -= 1
                 self.accept(self.task_of(topic.popleft()), now_s)
                 came = True

@@ -10,7 +10,7 @@ from aiokafka import TopicPartition
 from faust.types import TP
 
 from agents.delivery import REVOKE_DRAIN_S, Delivery
-from agents.intake import MOST_SPAN, MOST_WAITING, LaneIntake
+from agents.intake import MOST_SPAN, LaneIntake
 from schemas.topics import Lane, TopicNames
 from streams.watchdog import Watchdog
 from tests.support.intakes import BareApp, Read, Taker, clock, metrics
@@ -71,7 +71,7 @@ async def test_a_task_that_holds_its_partition_up_holds_no_other_up() -> None:
 
 
 async def test_the_watchdog_does_not_blame_a_lane_that_is_full() -> None:
-    app, taker = BareApp(), Taker(full={Lane.LOW: MOST_WAITING[Lane.LOW]})
+    app, taker = BareApp(), Taker(full={Lane.LOW: 1.0})
     app.ends = {0: (1, 9), 1: (0, 5000)}
     intake = await intake_of(taker, app)
     blocked = asyncio.create_task(intake._admit(Event(0, 0)))
@@ -92,8 +92,18 @@ async def test_a_lane_whose_fetcher_is_dead_is_stuck_though_it_knows_of_nothing_
     assert [None] * 20 == [watchdog.look(intake.reading({}), now_s=float(second)) for second in range(11, 31)]
 
 
+async def test_should_fetch_nothing_more_of_a_lane_that_is_full_of_large_tasks() -> None:
+    taker = Taker()
+    intake = await intake_of(taker)
+    assert [False, False] == [intake.is_full(partition) for partition in (0, 1)]
+    taker.heavy = {Lane.LOW}
+    assert [True, True] == [intake.is_full(partition) for partition in (0, 1)]
+    taker.heavy = {Lane.NORMAL}
+    assert [False, False] == [intake.is_full(partition) for partition in (0, 1)]
+
+
 async def test_it_goes_on_as_soon_as_fewer_tasks_wait() -> None:
-    taker = Taker(full={Lane.LOW: MOST_WAITING[Lane.LOW]})
+    taker = Taker(full={Lane.LOW: 1.0})
     intake = await intake_of(taker)
     blocked = asyncio.create_task(intake._admit(Event(0, 0)))
     await asyncio.sleep(0)

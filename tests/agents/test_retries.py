@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 
-from agents.intake import MOST_SPAN, MOST_WAITING
+from agents.intake import MOST_SPAN
 from agents.retries import RetryIntake
 from schemas.topics import Lane, RetryTier, TopicNames
 from streams.settings import KafkaSettings
@@ -106,7 +106,7 @@ async def test_a_record_that_is_not_due_waits_and_those_behind_it_too() -> None:
 
 
 async def test_a_full_lane_holds_no_other_lanes_retries_up() -> None:
-    taker = Taker(full={Lane.LOW: MOST_WAITING[Lane.LOW] + 1000})
+    taker = Taker(full={Lane.LOW: 2.0})
     consumer: Any = Consumer(record(0, "low"), *(record(offset, "critical") for offset in range(1, 6)))
     intake = await intake_of(taker)
     await intake._turn(consumer)
@@ -114,7 +114,7 @@ async def test_a_full_lane_holds_no_other_lanes_retries_up() -> None:
 
 
 async def test_a_lane_that_stands_at_its_bound_still_takes_its_retries() -> None:
-    taker = Taker(full={Lane.LOW: MOST_WAITING[Lane.LOW]})
+    taker = Taker(full={Lane.LOW: 1.0})
     consumer: Any = Consumer(record(0, "low"))
     intake = await intake_of(taker)
     await intake._turn(consumer)
@@ -122,7 +122,7 @@ async def test_a_lane_that_stands_at_its_bound_still_takes_its_retries() -> None
 
 
 async def test_commits_are_in_offset_order_whatever_the_lanes_order() -> None:
-    taker = Taker(full={Lane.LOW: MOST_WAITING[Lane.LOW] + 1000})
+    taker = Taker(full={Lane.LOW: 2.0})
     consumer: Any = Consumer(record(0, "low"), record(1, "critical"))
     intake = await intake_of(taker)
     await intake._turn(consumer)

@@ -37,9 +37,7 @@ async def test_should_answer_identical_requests_by_one_call_and_go_on_when_the_f
             if name == "first":
                 await server.until(lambda s: s.in_flight == 1)
         async with stack.reader(stack.names.workers, partitions=1) as snapshots:
-            async with asyncio.timeout(20):
-                while not any(b'"second"' in (r.value or b"") and b'"third"' in r.value for r in snapshots.records):
-                    await snapshots.to_end()
+            await snapshots.until_one(lambda r: b'"second"' in (r.value or b"") and b'"third"' in r.value)
         await cancel(stack, "first", Source(topic, sent["first"].partition, sent["first"].offset))
         async with stack.reader(stack.names.results) as reader:
             await reader.until(1)

@@ -104,8 +104,8 @@ class DispatchLoop:
     def is_held(self, key: TaskKey) -> bool:
         return self.dispatcher.holds(key) or key in self._finishing
 
-    def waiting(self, lane: Lane) -> int:
-        return self.dispatcher.waiting(lane)
+    def held(self, lane: Lane) -> int:
+        return self.dispatcher.loads.lanes[lane].requests
 
     def withdraw(self, owner: Owner, *, running: bool) -> None:
         def keep(delivery: object) -> bool:

@@ -210,7 +210,7 @@ class LaneIntake:
             self._receiver.reject(delivery, error, task_id)
 
     def _room(self, generation: int) -> Steps[None]:
-        while not self._is_over(generation) and self._receiver.waiting(self.lane) >= self._bounds.waiting:
+        while not self._is_over(generation) and self._receiver.held(self.lane) >= self._bounds.waiting:
             self.world.fire("no room")
             self._changed.clear()
             yield self._changed.wait()

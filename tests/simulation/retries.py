@@ -143,8 +143,8 @@ class RetryIntake:
 
     def _hand_on(self, lane: Lane, queue: deque[Held], now_ms: int) -> None:
         most = self._bounds.waiting + self._bounds.own_room
-        while queue and queue[0].due_ms <= now_ms and self._receiver.waiting(lane) < most:
-            if self._receiver.waiting(lane) >= self._bounds.waiting:
+        while queue and queue[0].due_ms <= now_ms and self._receiver.held(lane) < most:
+            if self._receiver.held(lane) >= self._bounds.waiting:
                 self.world.fire("a retry in its own room")
             self._take(queue.popleft())
 

@@ -21,11 +21,15 @@ from wire.clock import monotonic_s
 
 @dataclass
 class Taker:
-    """A Receiver that keeps what it was given; `full` lanes hold as much as they may. `waits_s`: how long it was to wait for calls."""
+    """A Receiver that keeps what it was given. `waits_s`: how long it was to wait for calls.
+
+    `full` lanes hold this share of what they may; `heavy` ones are full of few large tasks.
+    """
 
     taken: list[Task] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
-    full: dict[Lane, int] = field(default_factory=dict)
+    full: dict[Lane, float] = field(default_factory=dict)
+    heavy: set[Lane] = field(default_factory=set)
     waits_s: list[float] = field(default_factory=list)
 
     def accept(self, task: Task) -> None:
@@ -37,8 +41,11 @@ class Taker:
     def is_held(self, key: TaskKey) -> bool:
         return False
 
-    def waiting(self, lane: Lane) -> int:
-        return self.full.get(lane, 0)
+    def has_room(self, lane: Lane, share: float = 1.0) -> bool:
+        return self.full.get(lane, 0.0) < share
+
+    def is_heavy(self, lane: Lane) -> bool:
+        return lane in self.heavy
 
     def withdraw(self, owner: Owner, *, running: bool) -> None:
         self.taken.clear()

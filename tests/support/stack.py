@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -176,6 +176,17 @@ class Reader:
                 for records in (await self._consumer.getmany(timeout_ms=200)).values():
                     self.records += records
         return self.records
+
+    async def until_one(self, condition: Callable[[Any], bool], timeout_s: float = 30) -> Any:
+        """Return the first record that a condition holds for, of those that are there or come."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                for record in self.records:
+                    if condition(record):
+                        return record
+                self.records = [
+                    record for rows in (await self._consumer.getmany(timeout_ms=200)).values() for record in rows
+                ]
 
     async def to_end(self) -> list[Any]:
         """Return all records there are now."""

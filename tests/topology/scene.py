@@ -193,6 +193,7 @@ class Scene:
         sizes = {
             "tasks": len(inside._tasks),
             "waiting": len(inside._waiting),
+            "load": len(inside.loads),
             "running": len(inside._running),
             "calls": len(inside._calls),
             "coalescing": len(inside._coalescing),

@@ -258,6 +258,13 @@ class DispatcherMachine(RuleBasedStateMachine):
         assert set(self.scene.aborted) <= self.ends.keys()
 
     @invariant()
+    def the_load_is_what_is_held_and_not_with_a_backend(self) -> None:
+        inside = self.dispatcher
+        for lane, load in inside.loads.lanes.items():
+            held = [each for each in held_of(inside) if each.lane is lane and each.key not in inside._running]
+            assert (len(held), sum(each.cost_tokens for each in held)) == (load.requests, load.tokens)
+
+    @invariant()
     def identical_tasks_share_one_call(self) -> None:
         inside = self.dispatcher
         led = {task: inside._coalescing.followers(task) for task in held_of(inside)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agents.intake import MOST_WAITING
 from cli.simulation.policy import Policy
 from cli.simulation.scenario import Scenario
 from cli.simulation.simulator import Simulation
@@ -23,7 +22,7 @@ def scenario(*loads: Mapping[str, Any], backends: Any = (GPU,), seconds: float =
 
 def ran(given: Scenario, policy: Policy = Policy.AS_SET, seconds: float | None = None) -> Simulation:
     """Return the simulation at its end, or after `seconds`; that nothing was lost or ended twice is checked."""
-    simulation = Simulation(given, policy, MOST_WAITING)
+    simulation = Simulation(given, policy)
     simulation.advance(given.seconds if seconds is None else seconds)
     assert (0, 0) == (simulation.lost, simulation.account.ended_twice)
     return simulation
