@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.request import CachePolicy, InferenceTask
@@ -75,6 +75,7 @@ def test_what_cannot_be_met_is_known_only_from_much_that_was_measured(
     assert expected == cannot_be_met(left_s, tokens_ahead, rate)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.1, 20), st.integers(1, 400)), max_size=60),
     st.floats(0.1, 20),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.progress import Gate, Pace
@@ -69,6 +69,7 @@ def test_a_tenant_does_not_wait_for_the_whole_backlog_of_another() -> None:
     assert (1, 99) == (quiet.in_lane, noisy.in_lane)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(Lane), st.sampled_from("abc"), st.integers(0, 300)), max_size=8),
     st.sampled_from(Lane),
