@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +18,7 @@ PACKAGES = ("schemas", "streams", "wire", "agents", "gateway", "cli")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+@cache
 def imported() -> set[str]:
     found: set[str] = set()
     for package in PACKAGES:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.faults.bugs import bulk
 from tests.faults.checker import judge
 
@@ -11,6 +13,7 @@ TASKS = 50_000
 MILLION_S = 60.0
 
 
+@pytest.mark.faults
 def test_fifty_thousand_tasks_are_judged_at_the_pace_of_a_million_a_minute(tmp_path: Path) -> None:
     bulk.write(tmp_path, TASKS)
     verdict = judge(tmp_path)

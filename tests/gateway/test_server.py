@@ -74,6 +74,7 @@ def until_it_stops_listening(port: int) -> None:
             continue
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(30, func_only=True)  # if it is the last test of a run, the broker of all is removed after it
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])

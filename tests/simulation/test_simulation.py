@@ -74,7 +74,8 @@ KINDS = {
 }
 
 
-def assert_promises_are_kept(first: int, count: int) -> None:
+def kept(first: int, count: int) -> Counter[str]:
+    """Run so many seeds and return how often each fault came about. Fails: where a promise is broken."""
     fired: Counter[str] = Counter()
     for seed in range(first, first + count):
         scenario = Scenario(seed)
@@ -83,22 +84,23 @@ def assert_promises_are_kept(first: int, count: int) -> None:
         except Violation as found:
             pytest.fail(f"{found}\n  python -m tests.simulation --seed {seed} --trace", pytrace=False)
         fired += scenario.world.fired
-    assert set() == KINDS - set(fired)
+    return fired
 
 
-def test_should_keep_every_promise_under_every_fault() -> None:
-    assert_promises_are_kept(0, 250)
+def test_should_keep_every_promise_under_faults() -> None:
+    kept(0, 50)
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("first", range(150, 2150, 500))
-def test_should_keep_every_promise_under_every_fault_at_length(first: int) -> None:
-    assert_promises_are_kept(first, 500)
+@pytest.mark.parametrize("first", range(50, 2050, 500))
+def test_should_keep_every_promise_under_every_fault(first: int) -> None:
+    assert set() == KINDS - set(kept(first, 500))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", PLANS)
 def test_should_keep_every_promise_where_it_is_hardest(name: str) -> None:
-    for seed in range(10):
+    for seed in range(20):
         try:
             Scenario(seed, PLANS[name]).run()
         except Violation as found:
@@ -123,6 +125,7 @@ def test_should_go_on_with_a_call_when_the_task_that_it_was_begun_for_is_gone() 
     assert set() == {"shared a call", "took a call over"} - set(fired)
 
 
+@pytest.mark.faults
 def test_should_replay_a_seed_alike_in_any_process() -> None:
     command = [sys.executable, "-m", "tests.simulation", "--seed", "11", "--trace"]
     runs = [

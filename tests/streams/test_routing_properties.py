@@ -22,7 +22,7 @@ def candidates(draw: st.DrawFn, min_size: int = 0) -> list[Candidate]:
 
 
 def one(backend: str) -> st.SearchStrategy[Candidate]:
-    """Return a strategy for one candidate."""
+    """Return a strategy for one candidate. A choice of few values is one draw: eight candidates are many."""
     return st.builds(
         Candidate,
         backend=st.just(backend),
@@ -33,13 +33,13 @@ def one(backend: str) -> st.SearchStrategy[Candidate]:
         limit=st.integers(0, 8),
         latency_ema_s=st.none() | st.floats(0, 100),
         failure_ratio=st.floats(0, 1),
-        pressure=st.none() | st.sampled_from(MemoryPressureLevel),
-        up=st.booleans() | st.just(True),
-        draining=st.just(False) | st.booleans(),
-        lost=st.just(False) | st.booleans(),
-        agent_types=st.frozensets(st.sampled_from(TYPES), max_size=2),
+        pressure=st.sampled_from((None, *MemoryPressureLevel)),
+        up=st.sampled_from((True, True, True, False)),
+        draining=st.sampled_from((False, False, False, True)),
+        lost=st.sampled_from((False, False, False, True)),
+        agent_types=st.sampled_from([frozenset(), *(frozenset({each}) for each in TYPES), frozenset(TYPES)]),
         context_tokens=st.none() | st.integers(1, 1000),
-        aliases=st.frozensets(st.sampled_from(("alias", "other")), max_size=1),
+        aliases=st.sampled_from([frozenset(), frozenset({"alias"}), frozenset({"other"})]),
     )
 
 
