@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -28,21 +29,13 @@ TASKS = {*GOOD, SICK, UNREADABLE}
 # Fails at its first try, and then there is no other in place.
 RUNS = Counter([*GOOD, SICK, SICK])
 RETRIES = '[retry]\nin_place_tries = 0\ntiers = ["5s"]'
-AT_ONCE = 5
+AT_ONCE = 4
 
 # Of what there is more than one.
 NUMBERS = {"started": (1, 3), "result": (1, 5), "ack": (1, 6), "commit": (1, 2)}
 _ALL = [f"{kind}:{when}" for kind in KINDS for when in ("before", "after")]
 # A result is the boundary that everything turns on; of each other kind the side after which more is undone.
-SHORT = (
-    "started:after",
-    "result:before",
-    "result:after",
-    "retry:after",
-    "dead-letter:after",
-    "ack:after",
-    "commit:before",
-)
+SHORT = ("result:before", "result:after", "retry:after", "commit:before")
 
 
 async def test_a_worker_killed_at_any_durable_boundary_loses_nothing(
@@ -54,11 +47,11 @@ async def test_a_worker_killed_at_any_durable_boundary_loses_nothing(
         for at in (_ALL if is_long else SHORT)
         for number in NUMBERS.get(at.partition(":")[0], (1,))[: 2 if is_long else 1]
     ]
-    turn = asyncio.Semaphore(AT_ONCE)
+    turn, creating = asyncio.Semaphore(AT_ONCE), asyncio.Lock()
 
     async def one(boundary: str) -> str:
         async with turn:
-            return await _killed_at(boundary, kafka, tmp_path / boundary.replace(":", "-"))
+            return await _killed_at(boundary, kafka, tmp_path / boundary.replace(":", "-"), creating)
 
     async with asyncio.TaskGroup() as group:
         rows = [group.create_task(one(boundary)) for boundary in boundaries]
@@ -66,14 +59,15 @@ async def test_a_worker_killed_at_any_durable_boundary_loses_nothing(
     print("\n".join(row.result() for row in rows))
 
 
-async def _killed_at(boundary: str, kafka: str, folder: Path) -> str:
+async def _killed_at(boundary: str, kafka: str, folder: Path, creating: asyncio.Lock) -> str:
     """Let a worker die there and another one finish; return what came of it, as a row."""
     history = folder / "history"
-    async with (
-        ScriptedServer(latency_s=LATENCY_S, fault_for=_fails_once()) as server,
-        Stack(kafka, folder, [("openai", server.url)], slots=SLOTS, extra=RETRIES, partitions=2) as stack,
-        stack.reader(stack.names.results) as reader,
-    ):
+    async with contextlib.AsyncExitStack() as entered:
+        server = await entered.enter_async_context(ScriptedServer(latency_s=LATENCY_S, fault_for=_fails_once()))
+        async with creating:  # one broker, and some twenty topics for each
+            prepared = Stack(kafka, folder, [("openai", server.url)], slots=SLOTS, extra=RETRIES, partitions=2)
+            stack = await entered.enter_async_context(prepared)
+        reader = await entered.enter_async_context(stack.reader(stack.names.results))
 
         def answer(prompt: str) -> str:
             return expected_answer(prompt, server.nonce)

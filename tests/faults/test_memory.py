@@ -29,7 +29,7 @@ async def test_a_worker_grows_by_no_more_than_20_mb(
     kafka: str, tmp_path: Path, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     is_long = pytestconfig.getoption("--fault-seconds") is not None
-    tasks = 200_000 if is_long else 20_000
+    tasks = 200_000 if is_long else 10_000
     series: list[float] = []
     async with (
         ScriptedServer() as server,
