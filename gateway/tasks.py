@@ -181,8 +181,9 @@ class Tasks:
         else:
             result = await self._logs.read(self._topics.results, found.partition, found.offset)
             raw = rendering.result_body(result.value if result else None).get("source")
-            if isinstance(raw, dict) and raw.get("topic") == self._topics.requests(found.lane):
-                source = Source(raw["topic"], found.partition, int(raw["offset"]))
+            topic, offset = self._topics.requests(found.lane), raw.get("offset") if isinstance(raw, dict) else None
+            if isinstance(raw, dict) and raw.get("topic") == topic and isinstance(offset, int):
+                source = Source(topic, found.partition, offset)
         request = None if source is None else await self._logs.read(source.topic, source.partition, source.offset)
         return request is not None and draft.is_of(found.lane, request.value)
 

@@ -13,6 +13,7 @@ from gateway.batches import MOST_TASKS
 from gateway.callers import Caller
 from gateway.finished import FinishedFile
 from gateway.groups import Membership
+from gateway.problems import Kind
 from schemas import headers as names
 from schemas.ids import home
 from schemas.result import Outcome
@@ -20,6 +21,7 @@ from schemas.topics import DAY_MS, Lane
 from streams.outcome import result_headers
 from tests.gateway.fakes import NAMES, NOW_MS, PARTITIONS, FakeGateway, FakeLogs, make_result, make_view
 from tests.gateway.test_idempotency import KEY, requests, restarted
+from tests.gateway.test_problems import too_late
 
 MESSAGES = [{"role": "user", "content": "a secret"}]
 
@@ -217,6 +219,17 @@ async def test_own_ids_are_kept_and_taken_ones_are_told(gateway: FakeGateway) ->
     assert ["mine"] == body["task_ids"]
     types = ["task-id-taken", "task-id-taken", "invalid"]
     assert types == [each["error"]["type"].rpartition(":")[2] for each in body["rejected"]]
+
+
+async def test_an_item_whose_deadline_cannot_be_met_is_told_and_the_others_are_taken(gateway: FakeGateway) -> None:
+    await too_late(gateway)
+    items = [
+        {"messages": MESSAGES, "timeout_s": 5},
+        {"messages": MESSAGES, "timeout_s": 50_000},
+        {"messages": MESSAGES},
+    ]
+    body = (await submit(gateway, {"tasks": items}))[1]
+    assert (2, [Kind.INFEASIBLE.type]) == (body["accepted"], [each["error"]["type"] for each in body["rejected"]])
 
 
 # Room
