@@ -224,7 +224,7 @@ class Tasks:
         if found is None or found.tenant != caller.tenant:
             raise Problem(Kind.NOT_FOUND)
         if isinstance(found, Finished) and self._view.is_forgotten(found):
-            raise Problem(Kind.GONE)
+            raise Problem(Kind.GONE, "a cleanup had it forgotten")
         return found
 
     def _is_at_home(self, found: Finished | Unfinished) -> bool:
