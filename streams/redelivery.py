@@ -34,23 +34,25 @@ class Start(NamedTuple):
 
 @dataclass
 class RecentEnds:
-    """Tasks of which a terminal record was seen, the newest `most` of them: what a due retry, and a late `started`, is checked against.
+    """Tasks of which a terminal record was seen, the newest of them: what a due retry, and a late `started`, is checked against.
 
+    At least half of `most` and at most `most`: the older half is forgotten at once. In order they would take three times the memory.
     A retry's request was committed in its lane long ago, so nothing says when its outcome may be forgotten. One that was forgotten
     costs a run for nothing: the first record in the log stays the outcome.
     """
 
     most: int = _MOST_KEPT
-    _keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    _newer: set[int] = field(default_factory=set)
+    _older: set[int] = field(default_factory=set)
 
     def add(self, key: TaskKey) -> None:
+        if 2 * len(self._newer) >= self.most:
+            self._older, self._newer = self._newer, set()
         # Not the id, of up to 128 characters; two alike of 100,000 are a matter of 1e-10.
-        self._keys[hash(key)] = None
-        if len(self._keys) > self.most:
-            self._keys.popitem(last=False)
+        self._newer.add(hash(key))
 
     def __contains__(self, key: TaskKey) -> bool:
-        return hash(key) in self._keys
+        return hash(key) in self._newer or hash(key) in self._older
 
 
 @dataclass
