@@ -431,7 +431,7 @@ def other_workers_not_awaited(self: Peers, task_id: str, starts: object, now_ms:
     return False
 
 
-@_bug("REPEATED", DispatchLoop, "_announce")
+@_bug("REPEATED", DispatchLoop, "_announce", plan=MOVING)
 def starts_not_announced(self: DispatchLoop, batch: Batch) -> None:
     pass
 
