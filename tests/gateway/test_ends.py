@@ -8,6 +8,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError
 
+from gateway import ends as module
 from gateway.ends import REMEMBERED_S, Ends, Offsets, Questions, Told
 from gateway.ports import Unavailable
 from streams.settings import KafkaSettings
@@ -96,7 +97,9 @@ def test_an_end_that_goes_back_is_not_told_unless_the_higher_one_was_long_ago() 
     assert not told.goes_back({A: 4}, now_s=2.0 + REMEMBERED_S)
 
 
-async def test_a_leader_that_hangs_is_asked_no_more_once_another_leads() -> None:
+async def test_a_leader_that_hangs_is_asked_no_more_once_another_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ASK_S", 0.4)
+    monkeypatch.setattr(module, "_REQUEST_MS", 300)
     with MockCluster() as cluster:
         tp = TopicPartition(cluster.create_topic("t"), 0)
         cluster.set_leader("t", 0, 1)

@@ -16,9 +16,16 @@ from aiokafka.errors import BrokerResponseError, ProducerClosed
 from streams.settings import KafkaSettings
 from tests.support.kafka import consume
 from tests.support.mock_cluster import DISCONNECT, INIT_PRODUCER_ID, PRODUCE, MockCluster
+from wire import connection, sending
 from wire.producing import DurableProducer, NotAcknowledged, RecordTooLarge, WriteRefused
 
 TOPIC = "records"
+
+
+@pytest.fixture(autouse=True)
+def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes of an error does not hang on how long the client waits before it tries again."""
+    monkeypatch.setattr(connection, "_RETRY_BACKOFF_MS", 20)
 
 
 @pytest.fixture
@@ -312,7 +319,10 @@ async def test_given_up_writes_do_not_hide_that_the_producer_lost_their_batch(cl
         assert 0 == producer.buffered_bytes
 
 
-async def test_stop_leaves_no_task_behind_when_the_brokers_are_silent(cluster: MockCluster) -> None:
+async def test_stop_leaves_no_task_behind_when_the_brokers_are_silent(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "_END_S", 0.3)
     before = asyncio.all_tasks()
     producer = DurableProducer(KafkaSettings(bootstrap=cluster.bootstrap), client_id="test")
     await producer.start()
