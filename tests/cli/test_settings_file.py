@@ -81,7 +81,7 @@ def test_variables_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([("openai", "gpu:8000")], None, "backends.0.url should match pattern"),
         ([], "simulated", "gpus.source should match pattern"),
-        ([], "dcgm", 'gpus.source = "dcgm" is not there yet'),
+        ([], "dcgm", 'gpus.source = "dcgm" needs the exporter\'s address'),
     ],
 )
 def test_a_wrong_flag_is_a_sentence(backends: list[tuple[str, str]], gpus: str | None, told: str) -> None:
