@@ -603,12 +603,13 @@ class Dispatcher:
             state.up, state.down_reason = False, error.type.value
 
     def _after_last_try(self, task: Task, error: ServingError, now_s: float, served: Served) -> Effect:
-        left_s = task.deadline_s - now_s
+        now_ms = self.clock.ms(now_s)  # what is written is in broker time, and rounds otherwise than seconds do
+        left_s = (task.deadline_ms - now_ms) / 1000
         tier = next_tier(self._tiers, task.hops, asked_s=asked_pause_s(error), left_s=left_s)
         if tier is None or not error.retriable:
             return self._end(task, error, now_s, served)
         hops = self._tiers.index(tier) + 1
-        return HandOver(task, tier, self.clock.ms(now_s) + tier.delay_ms, hops, error)
+        return HandOver(task, tier, now_ms + tier.delay_ms, hops, error)
 
     def _park(self, now_s: float) -> Iterator[Effect]:
         """Hand over, once a second, what no backend could take for 30 s while a later request of its partition was sent.

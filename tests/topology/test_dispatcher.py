@@ -408,6 +408,16 @@ def test_a_server_that_asks_for_a_long_pause_gets_it_in_a_retry_topic() -> None:
     assert [(RetryTier.SIXTY_SECONDS, 2)] == [(each.tier, each.hops) for each in scene.handed]
 
 
+def test_a_retry_that_would_be_due_at_the_deadline_is_not_made_however_seconds_round() -> None:
+    scene = Scene.of(retry={"in_place_tries": 0})
+    scene.advance(5.01)  # 65.01 - 5.01 is a little more than 60
+    task = make_task(now_s=scene.now_s, deadline_s=scene.now_s + 60.0)
+    task.hops = 1
+    scene.take(task)
+    scene.failed(task, BackendTimeout())
+    assert ([], ErrorType.RETRIES_EXHAUSTED) == (scene.handed, _error(scene, task))
+
+
 def test_a_failure_after_its_partition_went_to_another_worker_is_that_workers_to_mend() -> None:
     scene = Scene.of()
     task = scene.accept()
