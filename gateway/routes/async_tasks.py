@@ -10,13 +10,13 @@ from gateway import bodies, examples
 from gateway.ports import Unavailable
 from gateway.problems import Problem, problem_of
 from gateway.routes.replies import (
-    KEY_PARAMETER,
     CallerHere,
     described,
     gateway_of,
     idempotency_key,
     json_body,
     json_response,
+    takes_json,
     tasks_of,
     trace_headers,
 )
@@ -51,13 +51,7 @@ BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {
         "Not taken, or not known whether it was (see `type`). That of `deadline-infeasible` has `position` and `estimate`.",
     ),
 }
-_SUBMIT = {
-    "parameters": [KEY_PARAMETER],
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": bodies.SUBMIT_REFERENCE, "examples": examples.SUBMIT}},
-    },
-}
+_SUBMIT = takes_json(bodies.SUBMIT_REFERENCE, examples.SUBMIT, keyed=True)
 
 
 @router.post(

@@ -10,26 +10,20 @@ from gateway.ports import Unavailable
 from gateway.problems import Problem, problem_of
 from gateway.routes.async_tasks import BODY_PROBLEMS, PROBLEMS, accepted
 from gateway.routes.replies import (
-    KEY_PARAMETER,
     CallerHere,
     described,
     gateway_of,
     idempotency_key,
     json_body,
     json_response,
+    takes_json,
     told_bytes,
     trace_headers,
 )
 
 router = APIRouter(prefix="/v1/async", tags=["tasks"])
 
-_SUBMIT = {
-    "parameters": [KEY_PARAMETER],
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": bodies.BATCH_REFERENCE, "examples": examples.SUBMIT_BATCH}},
-    },
-}
+_SUBMIT = takes_json(bodies.BATCH_REFERENCE, examples.SUBMIT_BATCH, keyed=True)
 
 
 @router.post(

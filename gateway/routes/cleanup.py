@@ -6,17 +6,12 @@ from fastapi import APIRouter, Request, Response
 
 from gateway import bodies, examples
 from gateway.routes.async_tasks import BODY_PROBLEMS
-from gateway.routes.replies import CallerHere, described, gateway_of, json_body, json_response
+from gateway.routes.replies import CallerHere, described, gateway_of, json_body, json_response, takes_json
 
 router = APIRouter(prefix="/v1/async", tags=["tasks"])
 
 _MOST_BYTES = 4096
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": bodies.CLEANUP_REFERENCE, "examples": examples.CLEANUP}},
-    }
-}
+_BODY = takes_json(bodies.CLEANUP_REFERENCE, examples.CLEANUP)
 
 
 @router.post(

@@ -45,6 +45,13 @@ def told_bytes(request: Request) -> int | None:
     return int(told) if told.isdecimal() and len(told) <= _MOST_DIGITS else None
 
 
+def takes_json(schema: dict[str, Any], examples: dict[str, Any], *, keyed: bool = False) -> dict[str, Any]:
+    """Return a route's description of the JSON body that it reads itself; `keyed`: it takes an `Idempotency-Key`."""
+    content = {"application/json": {"schema": schema, "examples": examples}}
+    described_body = {"requestBody": {"required": True, "content": content}}
+    return {"parameters": [KEY_PARAMETER], **described_body} if keyed else described_body
+
+
 async def json_body(request: Request, most_bytes: int) -> bytes:
     """Return the body of a JSON request; no more than `most_bytes` of it is ever held. Raises: Problem 413 or 415."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
