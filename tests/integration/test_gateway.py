@@ -204,9 +204,10 @@ async def test_a_waiting_task_has_a_position_for_as_long_as_it_waits_in_a_live_w
     async with running_gateway(stack, tmp_path / "gateway") as gateway:
         http = gateway.http
         worker = await stack.start_worker()
-        running = [await submit(http, priority="critical", metadata={"n": str(n)}) for n in range(stack.slots)]
+        alone = {"cache": {"mode": "bypass"}}  # identical ones would share a call
+        running = [await submit(http, priority="critical", **alone) for _ in range(stack.slots)]
         await server.until(lambda at: at.in_flight == stack.slots)
-        waiting = [await submit(http, cache={"mode": "bypass"}, metadata={"n": str(n)}) for n in range(2)]
+        waiting = [await submit(http, **alone) for _ in range(2)]
         seen = []
         loop = asyncio.get_running_loop()
         until_s = loop.time() + 4  # longer than any silence of a worker
