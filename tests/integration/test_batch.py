@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from cli.embedded.processes import die_with_parent
 from schemas.topics import Lane
 from tests.gateway.process import running_gateway
 from tests.support.scripted import ScriptedServer
@@ -45,7 +45,20 @@ def answers(path: Path) -> dict[str, str]:
 
 def start(stack: Stack, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "cli", "batch", *map(str, arguments), "--config", str(stack.config)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    dies_with_us = die_with_parent()
+
+    def as_from_a_terminal() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a run of the tests in the background has it ignored
+        if dies_with_us is not None:
+            dies_with_us()
+
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=as_from_a_terminal,  # noqa: PLW1509 - it only sets flags of the child
+    )
 
 
 async def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
